@@ -1,0 +1,42 @@
+"""Where the tokens come from."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """One corpus of a mixture."""
+
+    name: str = MISSING
+    """Short name, used in metrics (data/<name>/loss)."""
+
+    path: str = MISSING
+    """Prefix of an indexed dataset: <path>.bin and <path>.idx must exist."""
+
+    weight: float = MISSING
+    """Share of the samples; the weights of a mixture are normalised to sum 1."""
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Training and validation mixtures."""
+
+    folder: str = "."
+    """Folder of the indexed datasets; a mixture names its paths below it, so that moving the data is one override."""
+
+    sequence_length: int = MISSING
+    """Tokens the model sees per sample; a sample holds one more, for the last label."""
+
+    train: list[SourceConfig] = field(default_factory=list)
+    """Training mixture. The order decides ties of the greedy blend, so it is part of the run."""
+
+    validation: list[SourceConfig] = field(default_factory=list)
+    """Validation mixture; empty switches validation off."""
+
+    index_cache: str = MISSING
+    """Folder for the document, sample and shuffle indices; built once, then memory-mapped."""
+
+    shuffle_seed: int = 42
+    """Seed of the document and sample shuffles."""

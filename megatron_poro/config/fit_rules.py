@@ -1,0 +1,193 @@
+"""What the values of a config must be together, once each is right by itself.
+
+A rule is a small function that yields one sentence per problem, with the keys, their values and what would work. It is
+given the number of processes where that is known.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+from megatron_poro.config.derived import batch_plan, data_parallel_size, decay_tokens, num_stages, replica_processes
+from megatron_poro.config.run import EngineKind, PipelineSchedule, TrainConfig
+from megatron_poro.config.typed import enumerate_words
+from megatron_poro.units import format_count
+
+FitRule = Callable[[TrainConfig, int | None], Iterator[str]]
+
+
+def heads_divide_hidden_size(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Every head gets the same share of the hidden state."""
+    hidden, heads = config.model.hidden_size, config.model.num_heads
+    if hidden % heads:
+        yield (
+            f"model.num_heads={heads} does not divide model.hidden_size={hidden}. Use "
+            f"{enumerate_words(_around(hidden, heads))} heads, or a hidden size that is a multiple of {heads}."
+        )
+
+
+def tensor_divides_model(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Attention is cut on head borders, the vocabulary in equal parts."""
+    tensor = config.parallel.tensor
+    sizes = {"model.num_heads": config.model.num_heads, "model.vocab_size": config.model.vocab_size}
+    fitting = _divisors(math.gcd(*sizes.values()))
+    for key, size in sizes.items():
+        if size % tensor:
+            yield (
+                f"parallel.tensor={tensor} does not divide {key}={size}. Use {enumerate_words(fitting)} "
+                "(heads and vocabulary must both be divisible), or change the model."
+            )
+
+
+def layers_fill_stages(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """A stage holds a block, the embedding or the head at least."""
+    layers, stages = config.model.num_layers + 2, num_stages(config)
+    if stages > layers:
+        pipeline, schedule = config.parallel.pipeline, config.engine.pipeline_schedule.value
+        yield (
+            f"parallel.pipeline={pipeline} with engine.pipeline_schedule={schedule} needs {stages} stages, but "
+            f"model.num_layers={layers - 2} with embedding and head makes {layers} layers. Use "
+            f"parallel.pipeline={layers * pipeline // stages} or less, or a deeper model."
+        )
+
+
+def grid_is_the_world(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Every process has a place, and every place a process."""
+    if world_size is None:
+        return
+    replica, data = replica_processes(config), config.parallel.data
+    sizes = f"parallel.tensor={config.parallel.tensor} x parallel.pipeline={config.parallel.pipeline}"
+    if data is not None and replica * data != world_size:
+        instead = f", or set parallel.data={world_size // replica}" if world_size % replica == 0 else ""
+        yield (
+            f"{sizes} x parallel.data={data} is {replica * data} processes, but this run has {world_size}. "
+            f"Start {replica * data} processes{instead}."
+        )
+    if data is None and world_size % replica:
+        yield (
+            f"{sizes} is {replica} processes per model, which does not divide the {world_size} processes of this run. "
+            f"Start a multiple of {replica} processes, or choose sizes whose product divides {world_size}."
+        )
+
+
+def microbatches_fill_the_batch(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Every replica gets the same number of whole microbatches."""
+    data = data_parallel_size(config, world_size)
+    batch, microbatch = config.schedule.global_batch_samples, config.engine.microbatch_samples
+    if data and batch % (microbatch * data):
+        unit = microbatch * data
+        yield (
+            f"schedule.global_batch_samples={batch} is not a multiple of engine.microbatch_samples={microbatch} times "
+            f"{data} replicas (parallel.data). Use {_multiples(batch, unit)}, or other microbatches or replicas."
+        )
+
+
+def local_engine_is_one_process(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """It has no communication at all."""
+    processes = max(world_size or 1, replica_processes(config) * data_parallel_size(config, world_size))
+    if config.engine.kind is EngineKind.LOCAL and processes > 1:
+        yield (
+            f"engine.kind=local is one process, not {processes} (parallel.tensor={config.parallel.tensor}, "
+            f"parallel.pipeline={config.parallel.pipeline}, parallel.data={data_parallel_size(config, world_size)}). "
+            "Use engine=deepspeed, or start one process with parallel=single."
+        )
+
+
+def dualpipev_fits(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Two streams of microbatches meet in the pipeline: it needs two stages and enough microbatches to fill both."""
+    if config.engine.pipeline_schedule is not PipelineSchedule.DUALPIPEV:
+        return
+    pipeline, data = config.parallel.pipeline, max(1, data_parallel_size(config, world_size))
+    if pipeline < 2:
+        yield f"engine.pipeline_schedule=dualpipev needs parallel.pipeline of 2 or more, not {pipeline}. Use 1f1b."
+        return
+    unit = config.engine.microbatch_samples * data
+    microbatches = config.schedule.global_batch_samples // unit
+    if microbatches < 2 * pipeline:
+        yield (
+            f"engine.pipeline_schedule=dualpipev with parallel.pipeline={pipeline} needs {2 * pipeline} microbatches "
+            f"per step, but schedule.global_batch_samples={config.schedule.global_batch_samples} makes {microbatches}. "
+            f"Use {2 * pipeline * unit} samples or more, smaller microbatches, or 1f1b."
+        )
+
+
+def schedule_is_in_order(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """One step at least; the warm-up ends within the run and within the decay. The decay may outlast the run."""
+    section, tokens_per_step = config.schedule, batch_plan(config).tokens_per_step
+    if section.total_tokens < tokens_per_step:
+        yield (
+            f"schedule.total_tokens={format_count(section.total_tokens)} is less than one step of {tokens_per_step} "
+            "tokens (schedule.global_batch_samples * data.sequence_length). Train longer, or on smaller batches."
+        )
+    for key, end in {"total_tokens": section.total_tokens, "decay_tokens": decay_tokens(config)}.items():
+        if section.warmup_tokens > end:
+            yield (
+                f"schedule.warmup_tokens={format_count(section.warmup_tokens)} passes "
+                f"schedule.{key}={format_count(end)}. The warm-up lies inside both, since all are counted from the "
+                "start of the run; shorten it."
+            )
+    if section.min_learning_rate > section.learning_rate:
+        yield (
+            f"schedule.min_learning_rate={section.min_learning_rate} is above "
+            f"schedule.learning_rate={section.learning_rate}. Swap them, or lower the first."
+        )
+
+
+def mixtures_are_complete(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """There is something to train on, and one name means one source."""
+    if not config.data.train:
+        yield "data.train is empty; choose a mixture with data=... or list its sources."
+    for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        names = [source.name for source in sources]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"{key} has {names.count(name)} sources called {name}; metrics go by this name, so change one."
+
+
+def validation_has_samples(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """A validation that is switched on reads something."""
+    section = config.validation
+    if section.every_steps and config.data.validation and not section.samples:
+        yield (
+            f"validation.every_steps={section.every_steps} with validation.samples=0 validates nothing. Set "
+            "validation.samples, or validation.every_steps=0 to switch it off."
+        )
+
+
+def milestones_are_steps_apart(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Two milestones on one step would be the same model under two labels."""
+    every, tokens_per_step = config.export.every_tokens, batch_plan(config).tokens_per_step
+    if 0 < every < tokens_per_step:
+        yield (
+            f"export.every_tokens={format_count(every)} is less than one step of {tokens_per_step} tokens. Use "
+            f"{tokens_per_step} or more, or 0 for the end of the run only."
+        )
+
+
+FIT_RULES: tuple[FitRule, ...] = (
+    heads_divide_hidden_size,
+    tensor_divides_model,
+    layers_fill_stages,
+    grid_is_the_world,
+    microbatches_fill_the_batch,
+    local_engine_is_one_process,
+    dualpipev_fits,
+    schedule_is_in_order,
+    mixtures_are_complete,
+    validation_has_samples,
+    milestones_are_steps_apart,
+)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _around(number: int, wanted: int) -> list[int]:
+    """The divisors of a number next to a wanted one, below and above."""
+    divisors = _divisors(number)
+    return [max(d for d in divisors if d <= wanted), *[d for d in divisors if d > wanted][:1]]
+
+
+def _multiples(number: int, unit: int) -> str:
+    """The multiples of a unit on both sides of a number."""
+    below = number // unit * unit
+    return enumerate_words([multiple for multiple in (below, below + unit) if multiple])

@@ -1,0 +1,149 @@
+"""What a single value of a config must be.
+
+A rule is a small function that yields one sentence per problem, with the key, its value and what would work.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+
+from megatron_poro.config.data import SourceConfig
+from megatron_poro.config.model import MODEL_SCHEMAS
+from megatron_poro.config.run import TrainConfig
+from megatron_poro.config.typed import enumerate_words
+
+ValueRule = Callable[[TrainConfig], Iterator[str]]
+
+
+def run_name_is_a_folder_name(config: TrainConfig) -> Iterator[str]:
+    """It becomes a folder, and one that can be typed without quotes."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", config.run.name):
+        yield (
+            f"run.name={config.run.name} cannot name a folder; use up to 128 letters, digits, dots, dashes and "
+            "underscores, with a letter or digit first."
+        )
+
+
+def texts_are_not_empty(config: TrainConfig) -> Iterator[str]:
+    """An empty path would mean the working directory by accident."""
+    named = {
+        "run.root": config.run.root,
+        "data.folder": config.data.folder,
+        "data.index_cache": config.data.index_cache,
+        "tokenizer.path": config.tokenizer.path,
+        **{f"{key}.name": source.name for key, source in _sources(config)},
+        **{f"{key}.path": source.path for key, source in _sources(config)},
+    }
+    yield from (f"{key} is empty; give it a text." for key, text in named.items() if not text.strip())
+
+
+def family_is_known(config: TrainConfig) -> Iterator[str]:
+    """The family picks the code that builds the model."""
+    if config.model.family not in MODEL_SCHEMAS:
+        yield f"model.family={config.model.family} is not known; use {enumerate_words(MODEL_SCHEMAS)}."
+
+
+def sizes_are_positive(config: TrainConfig) -> Iterator[str]:
+    """Whatever is counted and needed at least once."""
+    sizes = {
+        "model.num_layers": config.model.num_layers,
+        "model.hidden_size": config.model.hidden_size,
+        "model.num_heads": config.model.num_heads,
+        "model.vocab_size": config.model.vocab_size,
+        "parallel.tensor": config.parallel.tensor,
+        "parallel.pipeline": config.parallel.pipeline,
+        "parallel.data": config.parallel.data,
+        "engine.microbatch_samples": config.engine.microbatch_samples,
+        "data.sequence_length": config.data.sequence_length,
+        "schedule.global_batch_samples": config.schedule.global_batch_samples,
+        "run.stop_after_steps": config.run.stop_after_steps,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "export.max_shard_bytes": config.export.max_shard_bytes,
+        "metrics.log_every_steps": config.metrics.log_every_steps,
+    }
+    yield from (f"{key}={size} must be at least 1." for key, size in sizes.items() if size is not None and size < 1)
+
+
+def intervals_are_not_negative(config: TrainConfig) -> Iterator[str]:
+    """0 switches an interval off, less means nothing."""
+    intervals = {
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "validation.every_steps": config.validation.every_steps,
+    }
+    yield from (
+        f"{key}={steps} must be a number of steps, or 0 for never." for key, steps in intervals.items() if steps < 0
+    )
+
+
+def seeds_fit_their_generators(config: TrainConfig) -> Iterator[str]:
+    """The shuffle is numpy's ``RandomState``, whose seed has 32 bits; torch's has 64."""
+    for key, seed, bits in (("run.seed", config.run.seed, 63), ("data.shuffle_seed", config.data.shuffle_seed, 32)):
+        if not 0 <= seed < 2**bits:
+            yield f"{key}={seed} must be from 0 to 2^{bits} - 1."
+
+
+def probabilities_are_below_one(config: TrainConfig) -> Iterator[str]:
+    """Dropping everything leaves nothing to scale up; a moment that decays by 1 never moves."""
+    values = {
+        "model.hidden_dropout": config.model.hidden_dropout,
+        "model.attention_dropout": config.model.attention_dropout,
+        "optimizer.beta1": config.optimizer.beta1,
+        "optimizer.beta2": config.optimizer.beta2,
+    }
+    yield from (f"{key}={value} must be at least 0 and below 1." for key, value in values.items() if not 0 <= value < 1)
+
+
+def scales_are_positive(config: TrainConfig) -> Iterator[str]:
+    """Numbers that are divided by, or that would make a model that cannot learn."""
+    values = {
+        "model.layer_norm_epsilon": config.model.layer_norm_epsilon,
+        "model.init_std": config.model.init_std,
+        "optimizer.epsilon": config.optimizer.epsilon,
+        "schedule.learning_rate": config.schedule.learning_rate,
+        "metrics.peak_tflops": config.metrics.peak_tflops,
+    }
+    for key, value in values.items():
+        if value is not None and not (0 < value < math.inf):
+            yield f"{key}={value} must be a number above 0."
+
+
+def penalties_are_not_negative(config: TrainConfig) -> Iterator[str]:
+    """0 switches them off."""
+    values = {
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "optimizer.clip_norm": config.optimizer.clip_norm,
+        "schedule.min_learning_rate": config.schedule.min_learning_rate,
+    }
+    for key, value in values.items():
+        if not 0 <= value < math.inf:
+            yield f"{key}={value} must be a number, 0 or above."
+
+
+def weights_are_positive(config: TrainConfig) -> Iterator[str]:
+    """A source of weight 0 would never be read; leaving it out says so."""
+    for key, source in _sources(config):
+        if not 0 < source.weight < math.inf:
+            yield (
+                f"{key}.weight={source.weight} ({source.name}) must be a number above 0; leave out a source that is "
+                "not wanted."
+            )
+
+
+VALUE_RULES: tuple[ValueRule, ...] = (
+    run_name_is_a_folder_name,
+    texts_are_not_empty,
+    family_is_known,
+    sizes_are_positive,
+    intervals_are_not_negative,
+    seeds_fit_their_generators,
+    probabilities_are_below_one,
+    scales_are_positive,
+    penalties_are_not_negative,
+    weights_are_positive,
+)
+
+
+def _sources(config: TrainConfig) -> Iterator[tuple[str, SourceConfig]]:
+    for part, sources in (("train", config.data.train), ("validation", config.data.validation)):
+        for index, source in enumerate(sources):
+            yield f"data.{part}[{index}]", source
