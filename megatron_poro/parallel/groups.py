@@ -1,0 +1,101 @@
+"""Process groups of the grid as values: what a layer needs of its group travels in an argument, never in a global."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+
+from megatron_poro.errors import TopologyError
+from megatron_poro.parallel.topology import Coordinate, Topology
+
+
+@dataclass(frozen=True)
+class AxisGroup:
+    """The processes along one axis that this process belongs to.
+
+    ``process_group`` is ``None`` exactly when ``size`` is 1: nothing is to be communicated, so no distributed
+    runtime is needed to build or run a layer.
+    """
+
+    rank: int = 0
+    size: int = 1
+    process_group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def single(cls) -> "AxisGroup":
+        """A group of this process alone."""
+        return cls()
+
+
+@dataclass(frozen=True)
+class ParallelGroups:
+    """The grid, this process's place in it, and its group along each axis.
+
+    Attributes:
+        tensor: processes that share this stage's layers for the same samples.
+        pipeline: the stages of this replica, first stage first.
+        data: replicas of this process's parameters.
+        replica: every process of one model replica (all stages, all tensor ranks).
+    """
+
+    topology: Topology = field(default_factory=Topology)
+    coordinate: Coordinate = field(default_factory=lambda: Coordinate(0, 0, 0))
+    tensor: AxisGroup = field(default_factory=AxisGroup)
+    pipeline: AxisGroup = field(default_factory=AxisGroup)
+    data: AxisGroup = field(default_factory=AxisGroup)
+    replica: AxisGroup = field(default_factory=AxisGroup)
+
+    @classmethod
+    def single(cls) -> "ParallelGroups":
+        """The grid of one process; needs no distributed runtime."""
+        return cls()
+
+    @classmethod
+    def create(cls, topology: Topology) -> "ParallelGroups":
+        """Makes every group of the grid. A collective call: every process of the default group must make it.
+
+        Raises:
+            TopologyError: if the number of processes is not the grid's.
+        """
+        if topology.world_size == 1 and not dist.is_initialized():
+            return cls.single()
+        if dist.get_world_size() != topology.world_size:
+            raise TopologyError(
+                f"the grid {topology} needs {topology.world_size} processes, {dist.get_world_size()} are running. "
+                f"Start {topology.world_size} (torchrun --nproc-per-node {topology.world_size}) or change parallel.*."
+            )
+        here = topology.coordinate(dist.get_rank())
+        return cls(
+            topology=topology,
+            coordinate=here,
+            tensor=_axis_group(topology, topology.tensor_ranks, here.tensor),
+            pipeline=_axis_group(topology, topology.pipeline_ranks, here.pipeline),
+            data=_axis_group(topology, topology.data_ranks, here.data),
+            replica=_axis_group(topology, topology.replica_ranks, here.pipeline * topology.tensor + here.tensor),
+        )
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this process holds the embedding."""
+        return self.pipeline.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process holds the end of the pipeline."""
+        return self.pipeline.rank == self.pipeline.size - 1
+
+
+def _axis_group(topology: Topology, ranks_at: Callable[[Coordinate], list[int]], rank: int) -> AxisGroup:
+    """Creates all groups of one axis, in the same order on every process, and returns the one we are in."""
+    mine = None
+    size = 1
+    seen: set[tuple[int, ...]] = set()
+    for candidate in range(topology.world_size):
+        ranks = tuple(ranks_at(topology.coordinate(candidate)))
+        if ranks in seen or len(ranks) == 1:
+            continue
+        seen.add(ranks)
+        group = dist.new_group(list(ranks))
+        if dist.get_rank() in ranks:
+            mine, size = group, len(ranks)
+    return AxisGroup(rank=rank, size=size, process_group=mine)
