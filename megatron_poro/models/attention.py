@@ -1,0 +1,128 @@
+"""Causal attention with ALiBi: one function, several kernels that must agree.
+
+``eager`` is the reference: scores, bias, mask and softmax in fp32, as the formula reads. ``sdpa`` hands a bias tensor
+to PyTorch's fused kernels. ``flex`` computes the bias inside a compiled kernel and skips what the causal mask hides;
+torch 2.13 has no CPU backward for it, so it needs a GPU.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from megatron_poro.config.model import AlibiForm
+from megatron_poro.config.run import AttentionBackend
+from megatron_poro.errors import ConfigError
+from megatron_poro.models.alibi import Alibi
+from megatron_poro.parallel.rng import DropoutKey, dropout
+
+EAGER_LENGTH_LIMIT = 1024
+"""On a CPU eager attention is faster up to about this length and bias-carrying SDPA above it (bf16, head size 64)."""
+
+
+def choose_backend(wanted: AttentionBackend, *, device: torch.device, length: int, dropout: float) -> AttentionBackend:
+    """The kernel that will run.
+
+    Args:
+        wanted: ``engine.attention``.
+        device: where the model runs.
+        length: tokens per sample.
+        dropout: probability of dropping an attention weight.
+
+    Raises:
+        ConfigError: for ``flex`` without a GPU, or a fused kernel with attention dropout (its mask could not be
+            reproduced at another layout or in recomputation).
+    """
+    if wanted is AttentionBackend.AUTO:
+        if dropout > 0.0 or (device.type == "cpu" and length <= EAGER_LENGTH_LIMIT):
+            return AttentionBackend.EAGER
+        return AttentionBackend.SDPA
+    if wanted is AttentionBackend.FLEX and device.type == "cpu":
+        raise ConfigError("engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa or auto.")
+    if wanted is not AttentionBackend.EAGER and dropout > 0.0:
+        raise ConfigError(
+            f"engine.attention={wanted.value} cannot drop attention weights (model.attention_dropout={dropout}). "
+            "Use eager or auto, or set model.attention_dropout=0."
+        )
+    return wanted
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    alibi: Alibi,
+    *,
+    backend: AttentionBackend,
+    dropout_probability: float = 0.0,
+    dropout_key: DropoutKey | None = None,
+    tensor_rank: int = 0,
+) -> Tensor:
+    """Causal attention of this tensor rank's heads.
+
+    Shapes:
+        query, key, value ``[b, n/tp, s, d]`` -> ``[b, n/tp, s, d]``, in the inputs' format.
+    """
+    if backend is AttentionBackend.EAGER:
+        return _eager(query, key, value, alibi, dropout_probability, dropout_key, tensor_rank)
+    if backend is AttentionBackend.SDPA:
+        return _sdpa(query, key, value, alibi)
+    if backend is AttentionBackend.FLEX:
+        return _flex(query, key, value, alibi)
+    raise ConfigError(f"engine.attention={backend.value} is not a kernel; choose_backend() turns auto into one.")
+
+
+def _eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    alibi: Alibi,
+    dropout_probability: float,
+    dropout_key: DropoutKey | None,
+    tensor_rank: int,
+) -> Tensor:
+    length = query.shape[-2]
+    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])  # [b, n/tp, s, s]
+    scores = (scores + alibi.bias(length, query.device)).masked_fill(_future(length, query.device), -torch.inf)
+    weights = scores.softmax(dim=-1).to(query.dtype)
+    return dropout(weights, dropout_probability, dropout_key, "attention", rank=tensor_rank) @ value
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, alibi: Alibi) -> Tensor:
+    length = query.shape[-2]
+    bias = alibi.bias(length, query.device).masked_fill(_future(length, query.device), -torch.inf)  # [n/tp, s, s]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, alibi: Alibi) -> Tensor:
+    kernel, causal_blocks = _flex_kernel(query.shape[-2], query.device)
+    slopes = alibi.slopes.to(query.device)
+    historic = alibi.form is AlibiForm.HISTORIC_BF16
+
+    def biased(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        if historic:
+            return score + (slopes[head] * column).bfloat16().float()
+        return score + slopes[head] * (column - row)
+
+    attended: Tensor = kernel(query, key, value, score_mod=biased, block_mask=causal_blocks)
+    return attended
+
+
+@functools.lru_cache(maxsize=4)
+def _flex_kernel(length: int, device: torch.device) -> tuple[Any, Any]:
+    """The compiled kernel and its causal block mask; imported here because it starts the compiler."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def causal(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return row >= column
+
+    return torch.compile(flex_attention), create_block_mask(causal, None, None, length, length, device=str(device))
+
+
+@functools.lru_cache(maxsize=4)
+def _future(length: int, device: torch.device) -> Tensor:
+    """True where the key comes after the query; bool ``[s, s]``."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)

@@ -1,0 +1,77 @@
+"""All attention kernels compute what the eager reference does, forward and backward."""
+
+import pytest
+import torch
+
+from megatron_poro.config.model import AlibiForm
+from megatron_poro.config.run import AttentionBackend
+from megatron_poro.errors import ConfigError
+from megatron_poro.models.alibi import Alibi
+from megatron_poro.models.attention import attention, choose_backend
+from megatron_poro.parallel.groups import AxisGroup
+
+CPU = torch.device("cpu")
+
+
+def run(backend: AttentionBackend, form: AlibiForm, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, 17, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    alibi = Alibi(3, form=form, group=AxisGroup.single())
+    out = attention(*inputs, alibi, backend=backend)
+    out.float().square().sum().backward()
+    return [out.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)]
+
+
+@pytest.mark.parametrize("form", list(AlibiForm))
+def test_sdpa_equals_eager(form: AlibiForm) -> None:
+    for found, expected in zip(run(AttentionBackend.SDPA, form), run(AttentionBackend.EAGER, form), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_sdpa_is_near_the_fp32_reference() -> None:
+    found = run(AttentionBackend.SDPA, AlibiForm.DISTANCE, torch.bfloat16)[0].float()
+    torch.testing.assert_close(found, run(AttentionBackend.EAGER, AlibiForm.DISTANCE)[0], atol=0.05, rtol=0.05)
+
+
+def test_flex_forward_equals_eager_where_it_runs() -> None:
+    """The kernel's own formula without its compiler: torch 2.13 has no CPU backward, so only the forward is checked."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 3, 16, 8, generator=generator) for _ in range(3))
+    alibi = Alibi(3, form=AlibiForm.DISTANCE, group=AxisGroup.single())
+
+    def biased(score, batch, head, row, column):  # type: ignore[no-untyped-def]
+        return torch.where(row >= column, score + alibi.slopes[head] * (column - row), -torch.inf)
+
+    expected = attention(query, key, value, alibi, backend=AttentionBackend.EAGER)
+    torch.testing.assert_close(flex_attention(query, key, value, score_mod=biased), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_no_token_sees_the_future() -> None:
+    query = torch.randn(1, 2, 6, 4)
+    alibi = Alibi(2, form=AlibiForm.DISTANCE, group=AxisGroup.single())
+    for backend in (AttentionBackend.EAGER, AttentionBackend.SDPA):
+        before = attention(query, query, query, alibi, backend=backend)
+        changed = query.clone()
+        changed[:, :, 4:] += 1.0
+        after = attention(changed, changed, changed, alibi, backend=backend)
+        torch.testing.assert_close(after[:, :, :4], before[:, :, :4])
+        assert not torch.allclose(after[:, :, 4:], before[:, :, 4:])
+
+
+def test_auto_takes_what_was_measured_faster_and_dropout_needs_eager() -> None:
+    auto = AttentionBackend.AUTO
+    assert choose_backend(auto, device=CPU, length=512, dropout=0.0) is AttentionBackend.EAGER
+    assert choose_backend(auto, device=CPU, length=2048, dropout=0.0) is AttentionBackend.SDPA
+    assert choose_backend(auto, device=torch.device("cuda"), length=2048, dropout=0.1) is AttentionBackend.EAGER
+
+
+def test_impossible_backends_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"engine.attention=flex needs a GPU"):
+        choose_backend(AttentionBackend.FLEX, device=CPU, length=16, dropout=0.0)
+    with pytest.raises(ConfigError, match=r"engine.attention=sdpa cannot drop .*model.attention_dropout=0.1"):
+        choose_backend(AttentionBackend.SDPA, device=CPU, length=16, dropout=0.1)
+    alibi = Alibi(1, form=AlibiForm.DISTANCE, group=AxisGroup.single())
+    with pytest.raises(ConfigError, match=r"engine.attention=auto is not a kernel"):
+        attention(*(torch.zeros(1, 1, 2, 2) for _ in range(3)), alibi, backend=AttentionBackend.AUTO)
