@@ -1,0 +1,1 @@
+"""What is known about single corpora: how their documents are put together, and the mixes made of them."""
