@@ -1,0 +1,153 @@
+"""From a config to an engine: the one place where the choice between one process and a pipeline is made."""
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from megatron_poro.config.model import BloomConfig
+from megatron_poro.config.run import EngineKind, PipelineSchedule, Precision, StageSplit, TrainConfig, TruthCheck
+from megatron_poro.engine.deepspeed_config import require_deepspeed
+from megatron_poro.engine.engine import Engine
+from megatron_poro.engine.local import LocalEngine
+from megatron_poro.engine.objective import Objective
+from megatron_poro.models.attention import choose_backend
+from megatron_poro.models.bloom import BlockOptions
+from megatron_poro.models.count import count_parameters
+from megatron_poro.models.families import family
+from megatron_poro.models.plan import split_weights
+from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
+from megatron_poro.parallel.rng import DropoutClock
+
+TRUTH_CHECK_PARAMETERS = 50_000_000
+"""Up to this size ``engine.truth_check=auto`` compares the gradients of the model itself."""
+
+ObjectiveFactory = Callable[[AxisGroup], Objective]
+
+
+def build_engine(
+    config: TrainConfig,
+    *,
+    groups: ParallelGroups,
+    objective: ObjectiveFactory,
+    num_sources: int,
+    device: torch.device,
+) -> Engine:
+    """Builds the engine that ``engine.kind`` names, with initial weights. A collective call.
+
+    Args:
+        config: the run.
+        groups: the process grid.
+        objective: makes the objective for a tensor group.
+        num_sources: sources of the training or validation mixture, whichever has more.
+        device: where this process computes.
+
+    Raises:
+        ConfigError, TopologyError: where config, grid and device do not fit together.
+        EngineError: for a DeepSpeed that is too old.
+    """
+    clock = DropoutClock(
+        seed=config.run.seed,
+        data_rank=groups.data.rank,
+        data_size=groups.data.size,
+        tensor_rank=groups.tensor.rank,
+        microbatch_samples=config.engine.microbatch_samples,
+    )
+    backend = choose_backend(
+        config.engine.attention,
+        device=device,
+        length=config.data.sequence_length,
+        dropout=config.model.attention_dropout,
+    )
+    options = BlockOptions(backend=backend, recompute=config.engine.recompute, clock=clock)
+    plan = family(config.model.family).plan(config.model, group=groups.tensor, options=options)
+    if config.engine.kind is EngineKind.LOCAL:
+        return LocalEngine(
+            plan,
+            objective=objective(groups.tensor),
+            optimizer=config.optimizer,
+            clock=clock,
+            seed=config.run.seed,
+            num_sources=num_sources,
+            device=device,
+            dtype=weight_dtype(config.engine.precision),
+        )
+    require_deepspeed(importlib.metadata.version("deepspeed"))
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else every process prints that it looked for a GPU
+    # imported here: DeepSpeed takes seconds to load, and a local run does not need it installed
+    from megatron_poro.engine.pipeline_engine import PipelineEngine
+
+    microbatches = config.schedule.global_batch_samples // (config.engine.microbatch_samples * groups.data.size)
+    return PipelineEngine(
+        plan,
+        groups=groups,
+        stage_weights=split_weights(plan, by_cost=config.parallel.stage_split is StageSplit.COST),
+        objective=objective(groups.tensor),
+        optimizer=config.optimizer,
+        clock=clock,
+        seed=config.run.seed,
+        num_sources=num_sources,
+        microbatch_samples=config.engine.microbatch_samples,
+        microbatches=microbatches,
+        pipeline_schedule=config.engine.pipeline_schedule,
+        precision=config.engine.precision,
+        device=device,
+    )
+
+
+def prove_gradients(
+    config: TrainConfig, engine: Engine, *, groups: ParallelGroups, objective: ObjectiveFactory, device: torch.device
+) -> str:
+    """The start-up gradient truth check as ``engine.truth_check`` asks for it. A collective call.
+
+    Returns:
+        One sentence on what was compared, for the log.
+
+    Raises:
+        EngineError: if this layout's gradients are not those of one process.
+    """
+    wanted = config.engine.truth_check
+    if wanted is TruthCheck.OFF or isinstance(engine, LocalEngine):
+        return "gradient truth check: off" if wanted is TruthCheck.OFF else "gradient truth check: one process"
+    from megatron_poro.engine.pipeline_engine import PipelineEngine
+    from megatron_poro.engine.truth import compare_gradients
+
+    assert isinstance(engine, PipelineEngine)
+    checked, subject = config, "the model"
+    if wanted is TruthCheck.AUTO and count_parameters(config.model) > TRUTH_CHECK_PARAMETERS:
+        checked, subject = _cut_down(config, groups), "a model cut down to one block a stage"
+        small = build_engine(checked, groups=groups, objective=objective, num_sources=1, device=device)
+        assert isinstance(small, PipelineEngine)
+        engine = small
+    worst = compare_gradients(checked, engine, objective=objective, device=device)
+    return f"gradient truth check: {subject} at {groups.topology} agrees with one process, worst {worst}"
+
+
+def weight_dtype(precision: Precision) -> torch.dtype:
+    """Torch's name of a precision."""
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
+
+
+def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:
+    """The same run on a small model: as many heads and stages, everything else little; at most 8 microbatches."""
+    stages = groups.pipeline.size * (2 if config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV else 1)
+    model: BloomConfig = replace(
+        config.model,
+        num_layers=stages,
+        hidden_size=8 * config.model.num_heads,
+        vocab_size=128 * groups.tensor.size,
+        init_std=0.02,
+    )
+    microbatches = max(stages, 2)
+    return replace(
+        config,
+        model=model,
+        data=replace(config.data, sequence_length=min(64, config.data.sequence_length)),
+        schedule=replace(
+            config.schedule,
+            global_batch_samples=microbatches * config.engine.microbatch_samples * groups.data.size,
+        ),
+    )

@@ -1,0 +1,58 @@
+"""Our settings as DeepSpeed's dictionary. Pure; every key says why it has its value.
+
+bf16 with ZeRO stage 1 and fp32 gradient accumulation selects ``BF16_Optimizer``: fp32 masters and moments cut over the
+data ranks. In fp32 there is nothing to keep apart from the weights, so stage 0 runs our optimizer on them directly.
+Clipping stays with us (``gradient_clipping`` 0): the decision whether a step is taken needs the norm before the step.
+"""
+
+from typing import Any
+
+from megatron_poro.config.run import Precision
+from megatron_poro.errors import EngineError
+
+MINIMUM_DEEPSPEED = (0, 19, 3)
+"""Up to 0.19.2 the pipeline engine divides gradients by the accumulation steps once per stage
+(DeepSpeed issue 8152)."""
+
+
+def deepspeed_config(
+    *, precision: Precision, microbatch_samples: int, microbatches: int, data_size: int
+) -> dict[str, Any]:
+    """The dictionary for ``PipelineEngine``.
+
+    Args:
+        precision: format of weights and activations.
+        microbatch_samples: samples in one forward pass.
+        microbatches: accumulation steps.
+        data_size: replicas.
+    """
+    bf16 = precision is Precision.BF16
+    return {
+        "train_micro_batch_size_per_gpu": microbatch_samples,
+        "gradient_accumulation_steps": microbatches,
+        "train_batch_size": microbatch_samples * microbatches * data_size,
+        "gradient_clipping": 0.0,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": 1 if bf16 else 0},
+        # whole activations between stages: partitioning them over the tensor group is refused by DualPipeV
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+        # metrics are ours
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+    }
+
+
+def require_deepspeed(version: str) -> None:
+    """Refuses a DeepSpeed whose pipeline gradients are wrong.
+
+    Raises:
+        EngineError: naming the version found and the lowest that is right.
+    """
+    found = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+    if found < MINIMUM_DEEPSPEED:
+        lowest = ".".join(map(str, MINIMUM_DEEPSPEED))
+        raise EngineError(
+            f"deepspeed {version} is installed, at least {lowest} is needed: before it the pipeline engine divides "
+            f"gradients by the accumulation steps once per stage. Run: pip install 'deepspeed>={lowest}'"
+        )

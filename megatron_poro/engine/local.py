@@ -1,0 +1,153 @@
+"""A training step in one process with plain torch: the control of every proof, the debugger, the quick start.
+
+It computes what the pipeline engine computes: weights and activations in the run's format, fp32 masters and moments,
+and gradients of each microbatch added up in fp32.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from megatron_poro.config.run import OptimizerConfig
+from megatron_poro.data.batch import Batch
+from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepResult
+from megatron_poro.engine.gradients import clip_, require_finite, sum_of_squares
+from megatron_poro.engine.objective import Objective, Targets
+from megatron_poro.engine.optimizer import (
+    adamw,
+    moments,
+    parameter_groups,
+    prepare_state,
+    set_learning_rate,
+    set_step_count,
+)
+from megatron_poro.engine.tally import LossTally
+from megatron_poro.models.causal_lm import CausalLM
+from megatron_poro.models.plan import LayerPlan
+from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.rng import DropoutClock
+from megatron_poro.parallel.shards import shard_of
+
+
+class LocalEngine:
+    """Runs steps on a whole model in this process.
+
+    Args:
+        plan: the model, for a tensor group of one.
+        objective: what is minimised.
+        optimizer: AdamW's settings.
+        clock: the plan's source of dropout masks.
+        seed: of the initial weights.
+        num_sources: sources of the mixture, for losses per source.
+        device: where the model lives.
+        dtype: format of weights and activations.
+    """
+
+    def __init__(
+        self,
+        plan: LayerPlan,
+        *,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        clock: DropoutClock,
+        seed: int,
+        num_sources: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.groups = ParallelGroups.single()
+        self.model = CausalLM(plan, seed=seed, device=device, dtype=dtype)
+        self._objective, self._config, self._clock, self._device = objective, optimizer, clock, device
+        self._parameters = dict(self.model.named_parameters())
+        self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
+        self._gradients = {name: torch.zeros_like(master) for name, master in self._masters.items()}
+        for name, master in self._masters.items():
+            master.grad = self._gradients[name]
+        self._optimizer = adamw(parameter_groups(self._masters.values(), optimizer), optimizer)
+        prepare_state(self._optimizer)
+        self._tally = LossTally(num_sources, device)
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    def train_step(self, microbatches: Sequence[Batch], *, learning_rate: float, consumed_samples: int) -> StepResult:
+        self._clock.start_step(consumed_samples)
+        tally = self.accumulate(microbatches)
+        loss = LossTally.mean(tally)
+        norm = sum_of_squares(self._gradients.values(), self._device).sqrt()
+        try:
+            require_finite(loss=loss, grad_norm=norm, consumed_samples=consumed_samples)
+        except Exception:
+            self._zero_gradients()
+            raise
+        clip_(self._gradients.values(), norm=norm, clip_norm=self._config.clip_norm)
+        set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self._zero_gradients()
+        self._refresh_weights()
+        return StepResult(loss, norm, tally[0], tally[1])
+
+    def accumulate(self, microbatches: Sequence[Batch]) -> Tensor:
+        """Forward and backward of a step's microbatches; leaves the mean gradient in fp32.
+
+        Returns:
+            ``[2, num_sources]``: sums of losses and of weights per source.
+        """
+        self.model.train()
+        self._tally.clear()
+        inputs = [self._objective.split(batch) for batch in microbatches]
+        total = torch.stack([self._objective.weight(targets) for _, targets in inputs]).sum().to(self._device)
+        for tokens, targets in inputs:
+            here = Targets(*(tensor.to(self._device) for tensor in targets))
+            parts = self._objective.loss(self.model(tokens.to(self._device)), here)
+            self._tally.add(parts, here)
+            (parts.loss_sum / total).backward()  # type: ignore[no-untyped-call]
+            for name, parameter in self._parameters.items():
+                if parameter.grad is not None:
+                    self._gradients[name] += parameter.grad
+                    parameter.grad = None
+        return self._tally.values.clone()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The fp32 gradients left by :meth:`accumulate`, by canonical name; views of the engine's buffers."""
+        return self._gradients
+
+    def eval_step(self, microbatches: Sequence[Batch]) -> EvalResult:
+        self.model.eval()
+        self._tally.clear()
+        with torch.no_grad():
+            for batch in microbatches:
+                tokens, targets = self._objective.split(batch)
+                here = Targets(*(tensor.to(self._device) for tensor in targets))
+                self._tally.add(self._objective.loss(self.model(tokens.to(self._device)), here), here)
+        values = self._tally.values.clone()
+        return EvalResult(values[0], values[1])
+
+    def fragments(self) -> Iterator[Fragment]:
+        for name, master in self._masters.items():
+            average, average_square = moments(self._optimizer, master)
+            for kind, values in (
+                (FragmentKind.MASTER, master.data),
+                (FragmentKind.EXP_AVG, average),
+                (FragmentKind.EXP_AVG_SQ, average_square),
+            ):
+                yield Fragment(name, kind, values.view(-1), 0, shard_of(self._parameters[name]), is_owner=True)
+
+    def load_finished(self, optimizer_step: int) -> None:
+        set_step_count(self._optimizer, optimizer_step)
+        self._refresh_weights()
+
+    def _refresh_weights(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._masters[name])
+
+    def _zero_gradients(self) -> None:
+        torch._foreach_zero_(list(self._gradients.values()))
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    """The fp32 value the optimizer updates: starts as the rounded weight, as in DeepSpeed's bf16 optimizer."""
+    return nn.Parameter(parameter.detach().clone().float())

@@ -1,0 +1,59 @@
+"""AdamW and who decays: everything but norms and biases, that is every tensor with more than one dimension."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_poro.config.run import OptimizerConfig
+
+
+def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Two groups, decayed and not decayed, in the order of the parameters.
+
+    Decided by the shape of the full tensor, not of the shard; the embedding is decayed. Empty groups are left out.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in parameters:
+        (decayed if parameter.dim() > 1 else kept).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with the fused kernel; the learning rate is set before each step."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+
+
+def prepare_state(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the moments of every tensor the optimizer updates, so that they can be saved and loaded before step 1."""
+    for group in optimizer.param_groups:
+        for tensor in group["params"]:
+            state = optimizer.state[tensor]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+                state["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+
+
+def set_step_count(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Sets the number of steps that bias correction counts."""
+    for state in optimizer.state.values():
+        state["step"].fill_(float(step))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def moments(optimizer: torch.optim.Optimizer, tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second moment of a tensor the optimizer updates."""
+    state = optimizer.state[tensor]
+    return state["exp_avg"], state["exp_avg_sq"]

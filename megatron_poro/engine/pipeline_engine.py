@@ -1,0 +1,351 @@
+"""A training step of a tensor x pipeline x data grid on DeepSpeed's pipeline engine, 1F1B or DualPipeV.
+
+What is DeepSpeed's: the schedules, sending activations and gradients between stages, fp32 gradient accumulation and the
+ZeRO-1 cut of masters and moments. What is ours: the layers, the stage boundaries, the loss as a true mean over the
+global batch's tokens, the gradient norm, clipping, and the decision whether a step is taken.
+
+DeepSpeed averages over microbatches and replicas. That equals the token mean only when all have equally many loss
+tokens, so each microbatch's loss is scaled by (microbatches * replicas) / (loss tokens of the step).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.pipe import schedule
+from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
+from deepspeed.runtime.pipe.engine import PipelineEngine as DeepSpeedPipelineEngine
+from torch import Tensor, nn
+
+from megatron_poro.config.run import OptimizerConfig, PipelineSchedule, Precision
+from megatron_poro.data.batch import Batch
+from megatron_poro.engine.deepspeed_config import deepspeed_config
+from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepResult
+from megatron_poro.engine.gradients import clip_, is_finite, require_finite, sum_of_squares
+from megatron_poro.engine.objective import Objective, Targets
+from megatron_poro.engine.optimizer import (
+    adamw,
+    moments,
+    parameter_groups,
+    prepare_state,
+    set_learning_rate,
+    set_step_count,
+)
+from megatron_poro.engine.stages import build_stages, quiet
+from megatron_poro.engine.tally import LossTally
+from megatron_poro.models.plan import LayerPlan
+from megatron_poro.parallel.collectives import all_reduce
+from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.rng import DropoutClock
+from megatron_poro.parallel.shards import name_of, shard_of
+
+
+class PipelineEngine:
+    """Runs steps on this process's stage and tensor shard. Construction is collective.
+
+    Args:
+        plan: the model, for this process's tensor group.
+        groups: the process grid.
+        stage_weights: where the plan is cut, see :func:`megatron_poro.models.plan.split_weights`.
+        objective: what is minimised.
+        optimizer: AdamW's settings.
+        clock: the plan's source of dropout masks.
+        seed: of the initial weights.
+        num_sources: sources of the mixture, for losses per source.
+        microbatch_samples: samples in one forward pass.
+        microbatches: accumulation steps.
+        pipeline_schedule: 1F1B or DualPipeV.
+        precision: format of weights and activations.
+        device: where this process computes.
+    """
+
+    def __init__(
+        self,
+        plan: LayerPlan,
+        *,
+        groups: ParallelGroups,
+        stage_weights: Sequence[float],
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        clock: DropoutClock,
+        seed: int,
+        num_sources: int,
+        microbatch_samples: int,
+        microbatches: int,
+        pipeline_schedule: PipelineSchedule,
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        self.groups = groups
+        self._objective, self._config, self._clock, self._device = objective, optimizer, clock, device
+        self._dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
+        self._tally = LossTally(num_sources, device)
+        self._loss_scale = torch.ones((), device=device)
+        self._result: StepResult | None = None
+        self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
+        dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+        module = build_stages(
+            plan,
+            topology=groups.topology,
+            stage_weights=stage_weights,
+            dual=self._dual,
+            loss=self._loss,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+        settings = deepspeed_config(
+            precision=precision,
+            microbatch_samples=microbatch_samples,
+            microbatches=microbatches,
+            data_size=groups.data.size,
+        )
+        self._deepspeed = _start_deepspeed(module, settings, optimizer, dual=self._dual)
+        self._deepspeed.take_step = self._take_step
+        self._parameters: list[nn.Parameter] = list(module.parameters())
+        self._base_optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
+        prepare_state(self._base_optimizer)
+
+    @property
+    def is_loss_stage(self) -> bool:
+        """Whether this process computes the loss; under DualPipeV the first process of a pipeline does."""
+        return self.groups.is_first_stage if self._dual else self.groups.is_last_stage
+
+    @property
+    def needs_data(self) -> bool:
+        return self.groups.is_first_stage or self.is_loss_stage
+
+    def train_step(self, microbatches: Sequence[Batch], *, learning_rate: float, consumed_samples: int) -> StepResult:
+        self._clock.start_step(consumed_samples)
+        set_learning_rate(self._base_optimizer, learning_rate)
+        self._tally.clear()
+        inputs = [self._objective.split(batch) for batch in microbatches]
+        self._set_loss_scale([targets for _, targets in inputs])
+        self._deepspeed.train_batch(data_iter=iter(inputs))
+        assert self._result is not None, "the schedule took no optimizer step"
+        if self._capture is None:
+            require_finite(loss=self._result.loss, grad_norm=self._result.grad_norm, consumed_samples=consumed_samples)
+        return self._result
+
+    def gradients(self, microbatches: Sequence[Batch]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Forward and backward of a step without taking it: the mean gradient over the global batch, in fp32.
+
+        Yields each parameter of this process with its gradient, in the parameter's shape. Collective; the gradients
+        are dropped when the iterator is exhausted.
+        """
+        captured: list[tuple[nn.Parameter, Tensor]] = []
+        self._capture = lambda views: captured.extend((p, g.detach().clone()) for p, g in views)
+        try:
+            self.train_step(microbatches, learning_rate=0.0, consumed_samples=0)
+        finally:
+            self._capture = None
+        yield from captured
+
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Switches dropout off: attention masks depend on the tensor rank, so they differ between layouts."""
+        before, self._clock.enabled = self._clock.enabled, False
+        try:
+            yield
+        finally:
+            self._clock.enabled = before
+
+    def eval_step(self, microbatches: Sequence[Batch]) -> EvalResult:
+        self._tally.clear()
+        inputs = [self._objective.split(batch) for batch in microbatches]
+        count = self._agreed_count(len(inputs))
+        # DualPipeV's buffers are laid out for the training step's number of microbatches and for no other
+        at_once = self._deepspeed.micro_batches if self._dual else count
+        while inputs and len(inputs) % at_once != 0:
+            tokens, targets = inputs[-1]
+            inputs.append((tokens, targets._replace(loss_mask=torch.zeros_like(targets.loss_mask))))
+        for first in range(0, count, at_once):
+            self._deepspeed.eval_batch(
+                iter(inputs[first : first + at_once]),
+                reduce_output=None,
+                bcast_loss=False,
+                num_micro_batches=at_once,
+            )
+        values = self._global_tally(torch.zeros((), device=self._device))[1]
+        return EvalResult(values[0], values[1])
+
+    def fragments(self) -> Iterator[Fragment]:
+        for parameter, master, start in self._master_pieces():
+            average, average_square = (
+                state.view(-1)[master.storage_offset : master.storage_offset + master.length]
+                for state in moments(self._base_optimizer, master.tensor)
+            )
+            values = master.tensor.data.view(-1)[master.storage_offset : master.storage_offset + master.length]
+            name, shard = name_of(parameter), shard_of(parameter)
+            for kind, flat in (
+                (FragmentKind.MASTER, values),
+                (FragmentKind.EXP_AVG, average),
+                (FragmentKind.EXP_AVG_SQ, average_square),
+            ):
+                yield Fragment(name, kind, flat, start, shard, is_owner=self._owns(parameter))
+
+    def load_finished(self, optimizer_step: int) -> None:
+        set_step_count(self._base_optimizer, optimizer_step)
+        if isinstance(self._deepspeed.optimizer, BF16_Optimizer):
+            self._deepspeed.optimizer.update_lp_params()
+
+    def _loss(self, logits: Tensor, labels: Any) -> Tensor:
+        """Loss of one microbatch as DeepSpeed wants it: its mean over microbatches and replicas is the token mean."""
+        targets = Targets(*labels)
+        parts = self._objective.loss(logits, targets)
+        self._tally.add(parts, targets)
+        return parts.loss_sum * self._loss_scale
+
+    def _set_loss_scale(self, targets: Sequence[Targets]) -> None:
+        """Counts the loss tokens of the step over all replicas; only loss stages take part."""
+        if self.is_loss_stage:
+            weights = torch.stack([self._objective.weight(target) for target in targets]).to(self._device)
+            total = all_reduce(weights.sum(), self.groups.data)
+            self._loss_scale = len(targets) * self.groups.data.size / total
+
+    def _take_step(self) -> None:
+        """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""
+        views = list(self._gradient_views())
+        squares = sum_of_squares((g for p, g in views if self._counts_in_norm(p)), self._device)
+        squares, values = self._global_tally(squares)
+        norm, loss = squares.sqrt(), LossTally.mean(values)
+        self._result = StepResult(loss, norm, values[0], values[1])
+        if self._capture is not None:
+            self._capture(views)
+        elif is_finite(loss=loss, grad_norm=norm):
+            self._update(norm)
+        # a refused step is reported once the schedule has ended: DeepSpeed does not survive an exception inside it
+        self._drop_gradients()
+
+    def _update(self, norm: Tensor) -> None:
+        """Clips and steps. DeepSpeed's own step is not used: its norm fails on a stage that holds only a tied copy."""
+        optimizer = self._deepspeed.optimizer
+        if isinstance(optimizer, BF16_Optimizer):
+            masters, gradients = optimizer.fp32_groups_flat_partition, optimizer.fp32_groups_gradient_flat_partition
+            for master, gradient in zip(masters, gradients, strict=True):
+                master.grad = gradient
+        else:
+            gradients = [gradient for _, gradient in self._gradient_views()]
+        clip_(gradients, norm=norm, clip_norm=self._config.clip_norm)
+        self._base_optimizer.step()
+        if isinstance(optimizer, BF16_Optimizer):
+            optimizer.update_lp_params()
+
+    def _global_tally(self, squares: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums this process's part of the squared norm and of the losses over the grid; the same on every process.
+
+        Losses are summed over replicas by the loss stages first. Then each replica adds up the squares of its shards;
+        gradients are equal on all replicas by now, so this is the norm of the whole gradient.
+        """
+        values = self._tally.values.clone()
+        if self.is_loss_stage:
+            all_reduce(values, self.groups.data)
+        if not (self.is_loss_stage and self.groups.tensor.rank == 0):
+            values.zero_()
+        packed = all_reduce(torch.cat([squares.view(1), values.view(-1)]), self.groups.replica)
+        return packed[0], packed[1:].view_as(values)
+
+    def _gradient_views(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each parameter with its reduced fp32 gradient, as a view of DeepSpeed's buffer."""
+        optimizer = self._deepspeed.optimizer
+        if isinstance(optimizer, BF16_Optimizer):
+            for group, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
+                for parameter, gradient in zip(group, gradients, strict=True):
+                    yield parameter, gradient.view(parameter.shape)
+        else:
+            for parameter in self._parameters:
+                assert parameter.grad is not None, f"{name_of(parameter)} got no gradient"
+                yield parameter, parameter.grad
+
+    def _counts_in_norm(self, parameter: nn.Parameter) -> bool:
+        """Whether this process adds the parameter to the global norm: each element of the model is counted once."""
+        if parameter.ds_pipe_replicated:  # type: ignore[attr-defined]
+            return False
+        return shard_of(parameter).dim is not None or self.groups.tensor.rank == 0
+
+    def _owns(self, parameter: nn.Parameter) -> bool:
+        """Whether this process writes its piece of the parameter into checkpoints."""
+        partitioned = isinstance(self._deepspeed.optimizer, BF16_Optimizer)
+        return self._counts_in_norm(parameter) and (partitioned or self.groups.data.rank == 0)
+
+    def _master_pieces(self) -> Iterator[tuple[nn.Parameter, "_MasterPiece", int]]:
+        """Each parameter of which this process keeps fp32 values: where they are, and where they begin in the shard."""
+        optimizer = self._deepspeed.optimizer
+        if not isinstance(optimizer, BF16_Optimizer):
+            for parameter in self._parameters:
+                yield parameter, _MasterPiece(parameter, 0, parameter.numel()), 0
+            return
+        for group, partition in zip(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, strict=True):
+            # the group is one flat tensor; this process keeps [low, high) of it
+            low = self.groups.data.rank * partition.numel()
+            high, position = low + partition.numel(), 0
+            for parameter in group:
+                first, last = max(position, low), min(position + parameter.numel(), high)
+                if first < last:
+                    yield parameter, _MasterPiece(partition, first - low, last - first), first - position
+                position += parameter.numel()
+
+    def _agreed_count(self, count: int) -> int:
+        """Number of microbatches of an evaluation, told to the stages that read no data."""
+        counted = torch.tensor(float(count), device=self._device)
+        return int(all_reduce(counted, self.groups.replica, maximum=True))
+
+    def _drop_gradients(self) -> None:
+        optimizer = self._deepspeed.optimizer
+        if isinstance(optimizer, BF16_Optimizer):
+            optimizer.zero_grad()
+        else:
+            self._deepspeed.module.zero_grad(set_to_none=True)
+
+
+class _MasterPiece:
+    """A range of a tensor the optimizer updates."""
+
+    def __init__(self, tensor: Tensor, storage_offset: int, length: int) -> None:
+        self.tensor, self.storage_offset, self.length = tensor, storage_offset, length
+
+
+class _OneForwardOneBackward(DeepSpeedPipelineEngine):  # type: ignore[misc]
+    """DeepSpeed's 1F1B engine, with the optimizer step handed back to us."""
+
+    take_step: Callable[[], None]
+
+    def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
+        self.take_step()
+
+    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
+        **DeepSpeedPipelineEngine._INSTRUCTION_MAP,
+        schedule.OptimizerStep: _exec_optimizer_step,
+    }
+
+
+class _DualPipeV(DualPipeVEngine):  # type: ignore[misc]
+    """DeepSpeed's DualPipeV engine, likewise."""
+
+    take_step: Callable[[], None]
+
+    def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
+        self.take_step()
+
+    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
+        **DualPipeVEngine._INSTRUCTION_MAP,
+        schedule.OptimizerStep: _exec_optimizer_step,
+    }
+
+
+def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerConfig, *, dual: bool) -> Any:
+    """Wraps a module in DeepSpeed's engine, as ``deepspeed.initialize`` does for a pipeline, with our subclass."""
+    base = adamw(parameter_groups(module.parameters(), optimizer), optimizer)
+    engine = _DualPipeV if dual else _OneForwardOneBackward
+    with quiet():
+        return engine(
+            args=None,
+            model=module,
+            optimizer=base,
+            mpu=module.mpu(),
+            config=settings,
+            config_class=DeepSpeedConfig(settings, module.mpu()),
+        )

@@ -1,0 +1,33 @@
+"""Our settings as DeepSpeed's dictionary, and which DeepSpeed is refused."""
+
+import pytest
+
+from megatron_poro.config.run import Precision
+from megatron_poro.engine.deepspeed_config import deepspeed_config, require_deepspeed
+from megatron_poro.errors import EngineError
+
+
+def test_poro_layout() -> None:
+    settings = deepspeed_config(precision=Precision.BF16, microbatch_samples=1, microbatches=16, data_size=128)
+    assert settings["train_batch_size"] == 2048
+    assert settings["zero_optimization"] == {"stage": 1}
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["bf16"] == {"enabled": True}
+    assert settings["pipeline"] == {"pipe_partitioned": False, "grad_partitioned": False}
+
+
+def test_fp32_keeps_no_second_copy() -> None:
+    settings = deepspeed_config(precision=Precision.FP32, microbatch_samples=1, microbatches=2, data_size=1)
+    assert settings["zero_optimization"] == {"stage": 0}
+    assert settings["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("version", ["0.8.1", "0.18.4", "0.19.2", "0.19.2+rocm"])
+def test_a_deepspeed_with_wrong_pipeline_gradients_is_refused(version: str) -> None:
+    with pytest.raises(EngineError, match=rf"deepspeed {version.replace('+', '.')} is installed, at least 0.19.3"):
+        require_deepspeed(version)
+
+
+@pytest.mark.parametrize("version", ["0.19.3", "0.19.8+cpu", "0.20.0", "1.0.0"])
+def test_a_newer_deepspeed_is_taken(version: str) -> None:
+    require_deepspeed(version)
