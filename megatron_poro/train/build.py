@@ -1,0 +1,218 @@
+"""From a config to a run that is ready to step: the one place that knows how the rooms fit together.
+
+:func:`build_run` is meant to be read from top to bottom. What can be wrong with the input is looked at in the order of
+its cost: files before the engine, the engine before the checkpoint.
+"""
+
+from pathlib import Path
+
+from megatron_poro.checkpoint.resuming import resume
+from megatron_poro.checkpoint.store import CheckpointStore
+from megatron_poro.config.data import SourceConfig
+from megatron_poro.config.derived import BatchPlan, batch_plan
+from megatron_poro.config.fields import plain
+from megatron_poro.config.run import TrainConfig
+from megatron_poro.data.loading import BatchLoader
+from megatron_poro.data.mixture import Mixture, build_mixture
+from megatron_poro.data.sampler import Sampler
+from megatron_poro.engine.build import ObjectiveFactory, build_engine, prove_gradients
+from megatron_poro.errors import CheckpointError, ConfigError
+from megatron_poro.logs import get_logger
+from megatron_poro.metrics.memory import peak_memory_probe
+from megatron_poro.metrics.sinks import JsonLinesSink, Sink, console_sink
+from megatron_poro.metrics.throughput import SpeedOfRun, step_flops
+from megatron_poro.metrics.tracker import Tracker
+from megatron_poro.metrics.wandb_sink import WandbMode, WandbRun, WandbSink
+from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.topology import Topology
+from megatron_poro.schedule.plan import RunPlan, plan_run
+from megatron_poro.schedule.progress import Progress
+from megatron_poro.tokenizer.tokenizer import Tokenizer
+from megatron_poro.train.folder import RunFolder
+from megatron_poro.train.guards import StopRequest
+from megatron_poro.train.periodic import require_same_loss
+from megatron_poro.train.processes import Processes
+from megatron_poro.train.run import Run, Validation
+
+logger = get_logger(__name__)
+
+
+def build_run(
+    config: TrainConfig,
+    *,
+    processes: Processes,
+    objective: ObjectiveFactory,
+    stop: StopRequest,
+    wandb_mode: WandbMode = "offline",
+) -> Run:
+    """Builds a run and, if it has a checkpoint, puts it back to where it was. All processes call it.
+
+    Args:
+        config: what ``config.validate`` accepts for this number of processes.
+        processes: the processes of the run, joined.
+        objective: makes the objective for a tensor group.
+        stop: notes requests to stop.
+        wandb_mode: ``online``, ``offline`` or ``disabled``; only looked at with ``metrics.wandb``.
+
+    Raises:
+        PoroError: on every process alike, for whatever is wrong with the input.
+    """
+    # the grid, and every step in advance
+    size = processes.launch.size
+    batch, plan = batch_plan(config, size), plan_run(config, world_size=size)
+    topology = Topology(tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=batch.data_size)
+    groups = ParallelGroups.create(topology)
+
+    # what is on disk: the run's own folder, the tokenizer, the corpora
+    folder = RunFolder(config.run)
+    store = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
+    with processes.together():
+        if processes.is_first:
+            folder.claim()
+        tokenizer = _open_tokenizer(config)
+    training = _open_mixture(config, config.data.train, plan.total_samples, tokenizer, processes)
+    sampler = _sampler(batch, batch.samples_per_step)
+    validation = _open_validation(config, batch, tokenizer, processes, data_rank=groups.data.rank)
+
+    # the model, proven to learn what one process would
+    num_sources = max(len(config.data.train), len(config.data.validation))
+    engine = build_engine(config, groups=groups, objective=objective, num_sources=num_sources, device=processes.device)
+    logger.info(prove_gradients(config, engine, groups=groups, objective=objective, device=processes.device))
+
+    run = Run(
+        config=config,
+        processes=processes,
+        folder=folder,
+        plan=plan,
+        tokenizer=tokenizer,
+        engine=engine,
+        batches=BatchLoader(training, sampler, data_rank=groups.data.rank),
+        first_batches=BatchLoader(training, sampler, data_rank=groups.data.rank, prefetch=False),
+        validation=validation,
+        store=store,
+        tracker=Tracker([], sources=training.names, speed=_speed(config, plan, size)),
+        stop=stop,
+    )
+    _resume(run)
+
+    # only now is anything of the run's own written: it is known to be the same run
+    with processes.together():
+        if processes.is_first:
+            folder.write_config(config)
+            run.tracker = _tracker(run, training.names, wandb_mode)
+    return run
+
+
+def _open_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The tokenizer, which must fit into the embedding."""
+    tokenizer = Tokenizer.load(config.tokenizer.path)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} is less than the {tokenizer.vocab_size} ids of the tokenizer "
+            f"in tokenizer.path={config.tokenizer.path}. Raise model.vocab_size, or use the model's own tokenizer."
+        )
+    return tokenizer
+
+
+def _open_mixture(
+    config: TrainConfig, sources: list[SourceConfig], num_samples: int, tokenizer: Tokenizer, processes: Processes
+) -> Mixture:
+    """A mixture on every process; the first one builds the indices, the others find them on disk."""
+
+    def build() -> Mixture:
+        return build_mixture(
+            sources,
+            num_samples=num_samples,
+            sequence_length=config.data.sequence_length,
+            seed=config.data.shuffle_seed,
+            index_cache=Path(config.data.index_cache),
+            vocab_size=config.model.vocab_size,
+            expected_tokenizer=tokenizer.fingerprint,
+        )
+
+    mixtures: list[Mixture] = []
+    for turn in (processes.is_first, not processes.is_first):
+        with processes.together():
+            if turn:
+                mixtures.append(build())
+    return mixtures[0]
+
+
+def _open_validation(
+    config: TrainConfig, batch: BatchPlan, tokenizer: Tokenizer, processes: Processes, *, data_rank: int
+) -> Validation | None:
+    """The validation samples, rounded up to whole microbatches of all replicas."""
+    if not config.data.validation or not config.validation.every_steps:
+        return None
+    round_samples = batch.microbatch_samples * batch.data_size
+    microbatches = -(-config.validation.samples // round_samples)
+    samples = microbatches * round_samples
+    mixture = _open_mixture(config, config.data.validation, samples, tokenizer, processes)
+    loader = BatchLoader(mixture, _sampler(batch, samples), data_rank=data_rank, prefetch=False)
+    return Validation(loader, microbatches)
+
+
+def _sampler(batch: BatchPlan, samples: int) -> Sampler:
+    return Sampler(global_batch_samples=samples, microbatch_samples=batch.microbatch_samples, data_size=batch.data_size)
+
+
+def _resume(run: Run) -> None:
+    """Puts the run back to its newest valid checkpoint, if it has one."""
+    if not run.config.checkpoint.resume:
+        with run.processes.together():
+            _require_no_checkpoints(run)
+        return
+    state = resume(run.store, run.engine, config=run.config, tokenizer_fingerprint=run.tokenizer.fingerprint)
+    if state is None:
+        return
+    run.progress = Progress(state.step, state.consumed_samples, state.consumed_tokens)
+    run.optimizer_lag = state.step - state.optimizer_step
+    run.saved_step = state.step
+    require_same_loss(run, state.check_loss)
+    logger.info("resumed after step %d from %s", state.step, run.store.path(state.step))
+
+
+def _require_no_checkpoints(run: Run) -> None:
+    steps = run.store.steps()
+    if steps:
+        raise CheckpointError(
+            f"checkpoint.resume=false, but {run.store.folder} holds checkpoints up to step {steps[0]}, which a new run "
+            "would mix with its own. Set checkpoint.resume=true, or choose another run.name."
+        )
+
+
+def _tracker(run: Run, sources: tuple[str, ...], wandb_mode: WandbMode) -> Tracker:
+    """The tracker of the first process, with all sinks; the metrics file is put back to the run's step."""
+    config = run.config
+    sinks: list[Sink] = [console_sink(run.plan.total_steps), JsonLinesSink(run.folder.metrics, run.progress.step)]
+    if config.metrics.wandb:
+        told = WandbRun(
+            project=config.metrics.wandb_project,
+            name=config.run.name,
+            folder=run.folder.path,
+            mode=wandb_mode,
+            config=plain(config),
+        )
+        sinks.append(WandbSink(told))
+    return Tracker(
+        sinks,
+        sources=sources,
+        validation_sources=[source.name for source in config.data.validation],
+        speed=_speed(config, run.plan, run.processes.launch.size),
+        peak_memory=peak_memory_probe(run.processes.device),
+    )
+
+
+def _speed(config: TrainConfig, plan: RunPlan, devices: int) -> SpeedOfRun:
+    model = config.model
+    flops = step_flops(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        sequence_length=plan.sequence_length,
+        samples=plan.samples_per_step,
+        recompute=config.engine.recompute,
+    )
+    return SpeedOfRun(
+        flops, tokens_per_step=plan.tokens_per_step, devices=devices, peak_tflops=config.metrics.peak_tflops
+    )

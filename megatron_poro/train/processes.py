@@ -1,0 +1,136 @@
+"""All processes of a run as one: how they find each other, agree on a flag, fail alike, and who reports an error.
+
+What travels here are flags and sentences, over gloo on the host, also when the model's tensors travel over NCCL: asking
+"was anyone told to stop?" after each step must not wait for a device.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import HashStore, Store  # type: ignore[attr-defined]  # public, but not in torch's __all__
+from torch.distributed.rendezvous import rendezvous
+
+from megatron_poro import errors
+from megatron_poro.errors import PoroError
+from megatron_poro.parallel.collectives import all_reduce
+from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.train.launch import Launch
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def device_of(launch: Launch) -> torch.device:
+    """The device this process computes on: its GPU if the machine has any, else the CPU.
+
+    On a CPU denormal numbers are flushed to zero: they change no result that matters and slow matrix products down
+    by an order of magnitude.
+    """
+    if not torch.cuda.is_available():
+        torch.set_flush_denormal(True)
+        return torch.device("cpu")
+    device = torch.device("cuda", launch.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+class Processes:
+    """The processes of a run, joined.
+
+    Attributes:
+        launch: this process's number among them.
+        device: what this process computes on.
+    """
+
+    def __init__(self, launch: Launch, device: torch.device, control: AxisGroup, store: Store | None) -> None:
+        self.launch = launch
+        self.device = device
+        self._control = control
+        self._store = store
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what one process must do for all."""
+        return self.launch.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process. All processes call it."""
+        return bool(all_reduce(torch.tensor(float(flag)), self._control, maximum=True))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Runs a block on all processes; an error of the input on one becomes the same error on all.
+
+        The block must not communicate: a process that fails in it goes straight to its end.
+
+        Raises:
+            PoroError: on every process, the one of the lowest rank that failed.
+        """
+        mine: PoroError | None = None
+        try:
+            yield
+        except PoroError as error:
+            mine = error
+        found = self._gather(None if mine is None else (type(mine).__name__, str(mine)))
+        first = next((failure for failure in found if failure is not None), None)
+        if first is not None:
+            kind, sentence = first
+            raise getattr(errors, kind)(sentence) from mine
+
+    def claims_report(self) -> bool:
+        """True for the first process of the run that asks, so that one error is told once."""
+        if self._store is None:
+            return True
+        try:
+            return bool(self._store.add("reports", 1) == 1)
+        except Exception:  # the process that held the store is gone: better told twice than not at all
+            return True
+
+    def _gather(self, value: tuple[str, str] | None) -> list[tuple[str, str] | None]:
+        if self._control.size == 1:
+            return [value]
+        values: list[tuple[str, str] | None] = [None] * self._control.size
+        dist.all_gather_object(values, value, group=self._control.process_group)
+        return values
+
+
+@contextmanager
+def joined(launch: Launch, *, needs_group: bool) -> Iterator[Processes]:
+    """Joins the processes of a run for the length of a block.
+
+    Processes started by a launcher meet where it says (``MASTER_ADDR`` and ``MASTER_PORT``). A process of its own
+    needs no meeting, and no group unless its engine insists on one.
+
+    Args:
+        launch: what the launcher told this process.
+        needs_group: make a process group even for one process.
+    """
+    device = device_of(launch)
+    if launch.size == 1 and not needs_group:
+        yield Processes(launch, device, AxisGroup.single(), None)
+        return
+    store = _meet(launch)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.size,
+        timeout=_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    group = dist.group.WORLD if device.type == "cpu" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    control = AxisGroup(launch.rank, launch.size, group if launch.size > 1 else None)
+    yield Processes(launch, device, control, store)
+    # not after an error: the others may be waiting in a collective, and it is the launcher's part to end them
+    dist.destroy_process_group()
+
+
+def _meet(launch: Launch) -> Store:
+    """The store through which the processes find each other."""
+    if launch.size == 1:
+        return HashStore()
+    store, _, _ = next(rendezvous("env://", launch.rank, launch.size, timeout=_TIMEOUT))
+    assert isinstance(store, Store)
+    return store

@@ -1,0 +1,91 @@
+"""A run that has been built: everything the loop needs, as one value. :mod:`megatron_poro.train.build` makes it."""
+
+from dataclasses import dataclass, field
+
+from megatron_poro.checkpoint.store import CheckpointStore
+from megatron_poro.config.run import TrainConfig
+from megatron_poro.data.loading import BatchLoader
+from megatron_poro.engine.engine import Engine
+from megatron_poro.metrics.tracker import Position, Tracker
+from megatron_poro.schedule.plan import RunPlan
+from megatron_poro.schedule.progress import Progress
+from megatron_poro.tokenizer.tokenizer import Tokenizer
+from megatron_poro.train.folder import RunFolder
+from megatron_poro.train.guards import StopRequest
+from megatron_poro.train.processes import Processes
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation samples, and how they are read.
+
+    Attributes:
+        batches: loader whose one step is all validation samples.
+        microbatches: forward passes of each replica over them.
+    """
+
+    batches: BatchLoader
+    microbatches: int
+
+
+@dataclass
+class Run:
+    """What a run is made of; only the last three change while it runs.
+
+    Attributes:
+        config: the resolved configuration.
+        processes: all processes of the run.
+        folder: where it lives on disk.
+        plan: all its steps in advance.
+        tokenizer: of its text.
+        engine: runs the steps.
+        batches: the training mixture, by samples consumed.
+        first_batches: the same without reading ahead, for the loss of the run's first samples.
+        validation: the validation mixture; ``None`` when validation is off.
+        store: its checkpoints.
+        tracker: collects metrics.
+        stop: notes requests to stop.
+        progress: what has been consumed.
+        optimizer_lag: steps of ``progress`` that the optimizer has not counted (its moments were started afresh).
+        saved_step: step of the newest checkpoint.
+    """
+
+    config: TrainConfig
+    processes: Processes
+    folder: RunFolder
+    plan: RunPlan
+    tokenizer: Tokenizer
+    engine: Engine
+    batches: BatchLoader
+    first_batches: BatchLoader
+    validation: Validation | None
+    store: CheckpointStore
+    tracker: Tracker
+    stop: StopRequest
+    progress: Progress = field(default_factory=Progress)
+    optimizer_lag: int = 0
+    saved_step: int = 0
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this process ends: of the run, or ``run.stop_after_steps``."""
+        stop = self.config.run.stop_after_steps
+        return self.plan.total_steps if stop is None else min(stop, self.plan.total_steps)
+
+    @property
+    def position(self) -> Position:
+        """Where the run is, for metrics."""
+        return Position(step=self.progress.step, samples=self.progress.samples, tokens=self.progress.tokens)
+
+    def is_stopping(self) -> bool:
+        """Whether any process was asked to stop. All processes call it."""
+        return self.processes.any(self.stop.received)
+
+    def close(self) -> None:
+        """Writes what the tracker still holds and lets go of files and threads; nothing is communicated or saved."""
+        self.tracker.flush(self.position)
+        self.tracker.close()
+        self.batches.close()
+        if self.validation is not None:
+            self.validation.batches.close()
+        self.folder.release()
