@@ -1,0 +1,367 @@
+"""Checkpoint -> Hugging Face and back: bit for bit, in one piece or not at all, and proven by transformers."""
+
+import json
+import shutil
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from megatron_poro.checkpoint import hf_export, parity
+from megatron_poro.checkpoint.hf_export import CONFIG_NAME, REPORT_NAME, Proof, export_checkpoint
+from megatron_poro.checkpoint.parity import Logits, fixed_batches, judge, prove_parity
+from megatron_poro.checkpoint.reading import CheckpointReader
+from megatron_poro.checkpoint.safetensors_file import TensorEntry, write_safetensors
+from megatron_poro.checkpoint.saving import save
+from megatron_poro.checkpoint.store import CheckpointStore
+from megatron_poro.config.model import AlibiForm
+from megatron_poro.config.run import Precision
+from megatron_poro.errors import CheckpointError
+from megatron_poro.models.bloom_names import bloom_tensors
+from megatron_poro.tokenizer.tokenizer import Tokenizer
+from tests.unit.checkpoint.bloom_checkpoint import MODEL, TOKENIZER, BloomEngine, bloom_state, save_bloom
+from tests.unit.checkpoint.fake_engine import snapshot
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bloom(tmp_path_factory.mktemp("run") / "checkpoints", milestone="1k")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "1k"
+    export_checkpoint(checkpoint, folder, prove=prove_parity, max_shard_bytes=60_000)
+    return folder
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def test_every_exported_tensor_is_its_rounded_master_bit_for_bit(checkpoint: Path, exported: Path) -> None:
+    reader, found = CheckpointReader(checkpoint), tensors_in(exported)
+    assert set(found) == {tensor.hugging_face for tensor in bloom_tensors(MODEL)}
+    for tensor in bloom_tensors(MODEL):
+        master = reader.tensor(tensor.canonical)
+        assert torch.equal(found[tensor.hugging_face], master.bfloat16())
+        assert master.bfloat16().float().ne(master).any()  # there was something to round
+
+
+def test_transformers_loads_each_tensor_and_no_other(checkpoint: Path, exported: Path) -> None:
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
+    model, info = loaded
+    assert not any(info[part] for part in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(model).__name__ == "BloomForCausalLM"
+    assert model.dtype is torch.bfloat16
+    assert model.lm_head.weight.data_ptr() == model.transformer.word_embeddings.weight.data_ptr()
+    reader = CheckpointReader(checkpoint)
+    state = model.state_dict()
+    for tensor in bloom_tensors(MODEL):
+        assert torch.equal(state[tensor.hugging_face], reader.tensor(tensor.canonical).bfloat16())
+
+
+def test_transformers_reads_the_tokenizer_to_the_same_ids(exported: Path) -> None:
+    text = "Hyvää päivää, world!\n"
+    assert transformers.AutoTokenizer.from_pretrained(exported)(text).input_ids == TOKENIZER.encode(text)
+    assert Tokenizer.load(exported).fingerprint == TOKENIZER.fingerprint
+
+
+def test_the_report_carries_the_proof_and_no_path(exported: Path, checkpoint: Path) -> None:
+    text = (exported / REPORT_NAME).read_text()
+    report = json.loads(text)
+    assert report["parity"]["met"] is True
+    assert report["parity"]["max_abs_difference"] <= report["parity"]["tolerance"] < 1e-3
+    assert report["parity"]["argmax_agreement"] == 1.0
+    assert report["parity"]["positions"] == 512
+    assert report["parity"]["loss_export"] == pytest.approx(report["parity"]["loss_checkpoint"], abs=1e-5)
+    assert report["checkpoint"]["milestone"] == "1k"
+    assert report["model"] == {
+        "dtype": "bfloat16",
+        "tensors": 29,
+        "parameters": 92680,
+        "tensor_bytes": 185360,
+        "shards": 4,
+    }
+    assert str(checkpoint.parent) not in text
+
+
+def test_files_and_index_are_named_as_transformers_names_them(exported: Path) -> None:
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 185360}
+    assert sorted(set(index["weight_map"].values())) == [f"model-{n:05d}-of-00004.safetensors" for n in (1, 2, 3, 4)]
+    for name, file in index["weight_map"].items():
+        with safe_open(exported / file, framework="pt") as opened:
+            assert name in opened.keys()  # noqa: SIM118 (not a mapping)
+            assert opened.metadata() == {"format": "pt"}
+    assert {path.name for path in exported.iterdir()} == {
+        *(f"model-{n:05d}-of-00004.safetensors" for n in (1, 2, 3, 4)),
+        "model.safetensors.index.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "export_report.json",
+    }
+
+
+def test_a_small_model_is_one_file_without_an_index(checkpoint: Path, tmp_path: Path) -> None:
+    export = export_checkpoint(checkpoint, tmp_path / "one", prove=None)  # the run's max_shard_bytes: 5 GB
+    assert export.shards == 1
+    assert (tmp_path / "one" / "model.safetensors").exists()
+    assert not (tmp_path / "one" / "model.safetensors.index.json").exists()
+    assert json.loads((tmp_path / "one" / REPORT_NAME).read_text())["parity"] is None
+
+
+def test_an_fp32_run_is_exported_without_rounding(tmp_path: Path) -> None:
+    path = save_bloom(tmp_path / "checkpoints", precision=Precision.FP32)
+    export = export_checkpoint(path, tmp_path / "out", prove=prove_parity)
+    assert export.proof is not None
+    assert export.proof.met
+    found, reader = tensors_in(tmp_path / "out"), CheckpointReader(path)
+    for tensor in bloom_tensors(MODEL):
+        assert torch.equal(found[tensor.hugging_face], reader.tensor(tensor.canonical))
+    assert json.loads((tmp_path / "out" / CONFIG_NAME).read_text())["dtype"] == "float32"
+
+
+def test_a_run_with_the_historic_alibi_exports_too(tmp_path: Path) -> None:
+    path = save_bloom(tmp_path / "checkpoints", alibi=AlibiForm.HISTORIC_BF16)
+    export = export_checkpoint(path, tmp_path / "out", prove=prove_parity)
+    assert export.proof is not None
+    assert export.proof.met
+
+
+def test_a_text_is_compared_as_well(checkpoint: Path, exported: Path) -> None:
+    proof = prove_parity(CheckpointReader(checkpoint), exported, text="Suomen kieli")
+    assert proof.met
+    assert proof.measurements["positions"] == 512 + len("Suomen kieli")
+
+
+CONFIG_KEYS = sorted(
+    {
+        *("apply_residual_connection_post_layernorm", "architectures", "attention_dropout", "bos_token_id", "dtype"),
+        *("attention_softmax_in_fp32", "eos_token_id", "hidden_dropout", "hidden_size", "initializer_range"),
+        *("layer_norm_epsilon", "masked_softmax_fusion", "model_type", "n_head", "n_layer", "pad_token_id"),
+        *("pretraining_tp", "slow_but_exact", "torch_dtype", "transformers_version", "use_cache", "vocab_size"),
+    }
+)
+
+
+def mutated(value: Any) -> Any:
+    """The same kind of value, but another."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value * 2 + 1
+        case str():
+            return value + "x"
+        case list():
+            return [*value, "Other"]
+
+
+def test_the_keys_that_are_mutated_below_are_all_there_are(exported: Path) -> None:
+    assert sorted(json.loads((exported / CONFIG_NAME).read_text())) == CONFIG_KEYS
+
+
+@pytest.mark.parametrize("key", [*CONFIG_KEYS, "tie_word_embeddings", "n_embed"])
+def test_any_field_of_the_config_that_is_not_the_checkpoints_is_refused(
+    checkpoint: Path, exported: Path, tmp_path: Path, key: str
+) -> None:
+    folder = tmp_path / "mutated"
+    shutil.copytree(exported, folder)
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    config[key] = mutated(config[key]) if key in config else 1
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    proof = prove_parity(CheckpointReader(checkpoint), folder)
+    assert not proof.met
+    assert f"config.json has {key}={config[key]!r}, the checkpoint" in proof.verdict
+
+
+def test_a_float_where_a_count_belongs_is_refused(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mutated"
+    shutil.copytree(exported, folder)
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps({**config, "n_head": 7.0}))
+    assert "config.json has n_head=7.0, the checkpoint 7" in prove_parity(CheckpointReader(checkpoint), folder).verdict
+
+
+def with_tensors(exported: Path, folder: Path, change: Any) -> Path:
+    """A copy of the export, in one file, with its tensors changed."""
+    shutil.copytree(exported, folder)
+    tensors = tensors_in(folder)
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        path.unlink()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+QKV = "transformer.h.1.self_attention.query_key_value.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tensors: tensors[QKV].view(torch.int16)[5, 7].bitwise_xor_(1), QKV),  # one bit of one element
+        (lambda tensors: tensors.update({QKV: tensors[QKV].flip(0).contiguous()}), QKV),
+        (lambda tensors: tensors.pop("transformer.ln_f.bias"), "transformer.ln_f.bias"),
+        (lambda tensors: tensors.update({"lm_head.weight": torch.zeros(281, 56)}), "lm_head.weight"),
+        (lambda tensors: tensors.update({QKV: tensors[QKV].float()}), QKV),
+    ],
+)
+def test_any_tensor_that_is_not_the_checkpoints_is_named(
+    checkpoint: Path, exported: Path, tmp_path: Path, change: Any, named: str
+) -> None:
+    proof = prove_parity(CheckpointReader(checkpoint), with_tensors(exported, tmp_path / "changed", change))
+    assert not proof.met
+    assert proof.verdict == f"1 tensors are not the rounded masters: {named}."
+
+
+def test_the_logits_alone_also_tell_two_models_apart(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    """The third comparison does not lean on the first two."""
+
+    def shift(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[QKV][0, 0] += 0.05
+
+    reader = CheckpointReader(checkpoint)
+    batches = fixed_batches(MODEL.vocab_size, TOKENIZER, text=None)
+    ours = parity._logits_here(reader, batches)
+    theirs, unloaded = parity._logits_there(with_tensors(exported, tmp_path / "changed", shift), batches)
+    proof = judge(ours, theirs, unloaded=unloaded)
+    assert not proof.met
+    assert proof.measurements["max_abs_difference"] > proof.measurements["tolerance"]
+    # and an export whose model has other heads is another model, whatever its config says
+    other = replace(reader.model, num_heads=8)
+    reader.__dict__["model"] = other
+    theirs, unloaded = parity._logits_there(exported, batches)
+    assert not judge(parity._logits_here(reader, batches), theirs, unloaded=unloaded).met
+
+
+def logits(*values: float) -> Logits:
+    return Logits([torch.tensor([[list(values)]])], loss=1.0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "unloaded", "met"),
+    [
+        (logits(1.0, 0.0), [], True),
+        (logits(1.0 + 0.9e-5, 0.0), [], True),
+        (logits(1.0 + 1.2e-5, 0.0), [], False),
+        (logits(0.0, 1.0), [], False),
+        (logits(float("nan"), 0.0), [], False),
+        (logits(1.0, 0.0), ["transformer.ln_f.bias"], False),
+    ],
+)
+def test_the_verdict_needs_equal_logits_and_all_tensors(theirs: Logits, unloaded: list[str], met: bool) -> None:
+    proof = judge(logits(1.0, 0.0), theirs, unloaded=unloaded)
+    assert proof.met is met
+    assert all(name in proof.verdict for name in unloaded)
+
+
+def test_level_choices_count_as_the_same_choice() -> None:
+    assert judge(logits(1.0, 1.0 + 1e-6), logits(1.0 + 1e-6, 1.0), unloaded=[]).measurements["argmax_agreement"] == 1.0
+
+
+def test_an_export_that_is_not_proven_does_not_get_its_name(checkpoint: Path, tmp_path: Path) -> None:
+    def disprove(reader: CheckpointReader, folder: Path) -> Proof:
+        return Proof(met=False, verdict="logits differ by at most 3 (tolerance 1).", measurements={"difference": 3})
+
+    with pytest.raises(CheckpointError, match=r"is not the model of the checkpoint: logits differ by at most 3"):
+        export_checkpoint(checkpoint, tmp_path / "1k", prove=disprove)
+    assert [path.name for path in tmp_path.iterdir()] == ["1k.failed"]
+    report = json.loads((tmp_path / "1k.failed" / REPORT_NAME).read_text())
+    assert report["parity"] == {"met": False, "verdict": "logits differ by at most 3 (tolerance 1).", "difference": 3}
+
+
+def test_an_export_that_exists_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "1k").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        export_checkpoint(checkpoint, tmp_path / "1k", prove=None)
+
+
+def test_a_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "step_00000005"
+    shutil.copytree(checkpoint, damaged)
+    content = (damaged / "__0_0.distcp").read_bytes()
+    (damaged / "__0_0.distcp").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"__0_0.distcp does not have the checksum"):
+        export_checkpoint(damaged, tmp_path / "out", prove=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    definition = json.loads((checkpoint / "tokenizer" / "tokenizer.json").read_text())
+    definition["pre_tokenizer"] = None
+    other = Tokenizer(json.dumps(definition), {"eos_token": "</s>"})
+    with pytest.raises(CheckpointError, match="is not the tokenizer of checkpoint"):
+        export_checkpoint(checkpoint, tmp_path / "out", prove=None, tokenizer=other)
+
+
+def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(hf_export, "write_safetensors", refuse)
+    with pytest.raises(CheckpointError, match=r"out was not written: No space left on device .* It needs 33"):
+        export_checkpoint(checkpoint, tmp_path / "out", prove=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_is_said_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), {"free": 1_000_000})()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"no room for an export in .*: it needs 33\.\d MB and 1 MB are free"):
+        export_checkpoint(checkpoint, tmp_path / "out", prove=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_interrupted_export_left_is_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "model-00001-of-00002.safetensors").write_bytes(b"half")
+    export_checkpoint(checkpoint, tmp_path / "out", prove=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert "model-00001-of-00002.safetensors" not in snapshot(tmp_path / "out")
+
+
+def test_a_checkpoint_whose_config_is_of_another_model_is_refused(tmp_path: Path) -> None:
+    state = bloom_state(5, model=replace(MODEL, num_layers=3))
+    path = save(CheckpointStore(tmp_path), BloomEngine(), state, tokenizer=TOKENIZER)
+    with pytest.raises(CheckpointError, match=r"blocks\.2\.attention\.out\.bias is None, expected \(56,\)"):
+        export_checkpoint(path, tmp_path / "out", prove=None)
+
+
+def test_safetensors_written_by_hand_read_back(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 5), "b": torch.tensor(2.5), "c": torch.randn(4)}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        entries = [TensorEntry(name, tuple(tensor.shape)) for name, tensor in cast.items()]
+        size = write_safetensors(tmp_path / "x", entries, cast.__getitem__, dtype=dtype)
+        assert size == (tmp_path / "x").stat().st_size
+        read = load_file(tmp_path / "x")
+        assert all(torch.equal(read[name], tensor) for name, tensor in cast.items())
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Tensors are freed before the next is read: each reader call finds no other tensor alive."""
+    alive: list[weakref.ref[np.ndarray[Any, Any]]] = []  # the memory, not the tensor objects that share it
+
+    def read(name: str) -> torch.Tensor:
+        assert [reference for reference in alive if reference() is not None] == []
+        memory = np.full(1000, float(name), dtype=np.float32)
+        alive.append(weakref.ref(memory))
+        return torch.from_numpy(memory)
+
+    write_safetensors(tmp_path / "x", [TensorEntry(str(n), (1000,)) for n in range(5)], read, dtype=torch.float32)
+    assert len(alive) == 5

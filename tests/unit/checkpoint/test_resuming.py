@@ -1,0 +1,124 @@
+"""Which run may continue from which checkpoint, and what a refusal says."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_poro.checkpoint.resuming import differing_values, load
+from megatron_poro.checkpoint.saving import save
+from megatron_poro.checkpoint.store import CheckpointStore
+from megatron_poro.config.data import SourceConfig
+from megatron_poro.config.identity import Difference
+from megatron_poro.config.run import Recompute, TrainConfig
+from megatron_poro.engine.engine import Fragment, FragmentKind
+from megatron_poro.errors import CheckpointError
+from megatron_poro.parallel.shards import ShardSpec
+from tests.unit.checkpoint.fake_engine import CONFIG, FakeEngine, run_state
+
+FINGERPRINT = "ab" * 32
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save(CheckpointStore(tmp_path), FakeEngine(), run_state(5))
+
+
+def refusal(path: Path, engine: FakeEngine, *, config: TrainConfig = CONFIG, fingerprint: str = FINGERPRINT) -> str:
+    """What the refusal says; nothing may have been written into the engine."""
+    before = [fragment.flat.clone() for fragment in engine.fragments()]
+    with pytest.raises(CheckpointError) as caught:
+        load(path, engine, config=config, tokenizer_fingerprint=fingerprint)
+    assert engine.loaded_step is None
+    for fragment, was in zip(engine.fragments(), before, strict=True):
+        assert torch.equal(fragment.flat, was)
+    return str(caught.value)
+
+
+def test_another_tokenizer_is_refused_with_both_fingerprints(saved: Path) -> None:
+    said = refusal(saved, FakeEngine(), fingerprint="cd" * 32)
+    assert "tokenizer of fingerprint abababababab, tokenizer.path has cdcdcdcdcdcd" in said
+
+
+def changed(section: str | None, **values: Any) -> TrainConfig:
+    """The run's config with some values of a section changed."""
+    if section is None:
+        return dataclasses.replace(CONFIG, **values)
+    return dataclasses.replace(CONFIG, **{section: dataclasses.replace(getattr(CONFIG, section), **values)})
+
+
+def sources(*names: str, path: str = "data/one") -> list[SourceConfig]:
+    return [SourceConfig(name=name, path=path, weight=1.0) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (changed("model", hidden_size=16), "model.hidden_size was 8, is now 16"),
+        (changed("model", num_heads=4), "model.num_heads was 2, is now 4"),
+        (changed("data", sequence_length=32), "data.sequence_length was 16, is now 32"),
+        (changed("schedule", global_batch_samples=8), "schedule.global_batch_samples was 4, is now 8"),
+        (changed("schedule", total_tokens=64), "schedule.total_tokens was 6400, is now 64"),
+        (changed("data", shuffle_seed=43), "data.shuffle_seed was 42, is now 43"),
+        (changed("run", seed=8), "run.seed was 7, is now 8"),
+        (changed("data", train=sources("two")), "data.train[0].name was one, is now two"),
+        (changed("data", train=sources("one", "two")), "data.train[1].name was (absent), is now two"),
+    ],
+)
+def test_a_setting_that_defines_the_run_is_refused_with_both_values(
+    saved: Path, config: TrainConfig, said: str
+) -> None:
+    assert said in refusal(saved, FakeEngine(), config=config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed("run", name="other", root="elsewhere", stop_after_steps=3),
+        changed("parallel", tensor=2, pipeline=4),
+        changed("engine", recompute=Recompute.NONE, microbatch_samples=4),
+        changed("data", train=sources("one", path="/moved/one"), index_cache="elsewhere"),
+        changed("optimizer", weight_decay=0.2),
+        changed("checkpoint", every_steps=7),
+    ],
+)
+def test_what_is_not_part_of_the_run_may_change(saved: Path, config: TrainConfig) -> None:
+    engine = FakeEngine(filled=False)
+    load(saved, engine, config=config, tokenizer_fingerprint=FINGERPRINT)
+    assert engine.wrong_fragments() == []
+
+
+def test_a_key_that_only_one_release_knows_is_not_compared() -> None:
+    assert differing_values({"model.a": 1, "model.b": 2}, {"model.b": 2, "model.c": 3}) == []
+    assert differing_values({"model.a": 1, "model.b": 2}, {"model.a": 1, "model.b": 3}) == [Difference("model.b", 2, 3)]
+
+
+def replace(engine: FakeEngine, name: str, shape: tuple[int, ...] | None, *, new_name: str | None = None) -> None:
+    """Drops a parameter from an engine, or gives it another shape or name."""
+    kept = [fragment for fragment in engine._fragments if fragment.name != name]
+    if shape is not None:
+        flat = torch.zeros(ShardSpec(shape).full_shape).view(-1)
+        kept += [Fragment(new_name or name, kind, flat, 0, ShardSpec(shape), is_owner=True) for kind in FragmentKind]
+    engine._fragments = kept
+
+
+def test_a_parameter_of_another_shape_is_named_with_both_shapes(saved: Path) -> None:
+    engine = FakeEngine()
+    replace(engine, "blocks.0.up.bias", (13,))
+    assert "its blocks.0.up.bias (exp_avg) is [12], the model's is [13]" in refusal(saved, engine)
+
+
+def test_a_parameter_the_checkpoint_lacks_is_named(saved: Path) -> None:
+    engine = FakeEngine()
+    replace(engine, "blocks.1.scale", (1,), new_name="blocks.2.scale")
+    said = refusal(saved, engine)
+    assert "it has no blocks.2.scale (exp_avg)" in said
+    assert "(and 3 more)" in said
+
+
+def test_a_parameter_the_model_lacks_is_named(saved: Path) -> None:
+    engine = FakeEngine()
+    replace(engine, "final_norm.weight", None)
+    assert "its final_norm.weight (master) is not in the model" in refusal(saved, engine)
