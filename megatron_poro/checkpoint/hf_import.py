@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_poro.checkpoint.agreement import World
 from megatron_poro.checkpoint.fragment import ChunkedTensor, Piece, tensor_key
 from megatron_poro.checkpoint.hf_format import format_of, special_ids
 from megatron_poro.checkpoint.saving import write_checkpoint
@@ -27,6 +26,7 @@ from megatron_poro.config.run import Precision
 from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.errors import CheckpointError, ConfigError
 from megatron_poro.models.bloom_names import PREFIX, TensorName
+from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.api import CheckpointException
-
 from megatron_poro.checkpoint import manifest
-from megatron_poro.checkpoint.agreement import World
 from megatron_poro.checkpoint.fragment import chunked_tensors, split_key
+from megatron_poro.checkpoint.phases import phase
 from megatron_poro.checkpoint.reading import CheckpointReader
 from megatron_poro.checkpoint.state import RunState
 from megatron_poro.checkpoint.store import CheckpointStore
@@ -22,6 +20,7 @@ from megatron_poro.config.run import TrainConfig
 from megatron_poro.engine.engine import Engine, FragmentKind
 from megatron_poro.errors import CheckpointError
 from megatron_poro.logs import get_logger
+from megatron_poro.parallel.agreement import World
 
 logger = get_logger(__name__)
 
@@ -46,9 +45,9 @@ def resume(
         CheckpointError: on every process alike, if there are checkpoints but none is valid (starting again from step 0
             would throw them away), or as :func:`load`.
     """
-    world = World.of(engine.groups)
+    world = engine.groups.world
     steps: list[int] = []
-    with world.together(lambda error: f"{store.folder} cannot be read: {_reason(error)}."):
+    with phase(world, lambda error: f"{store.folder} cannot be read: {_reason(error)}."):
         steps = store.steps()
     path, damaged = store.newest_valid(lambda folder: _problems(folder, world), steps=world.gather(steps)[0])
     if world.is_first:
@@ -75,7 +74,7 @@ def load(path: Path | str, engine: Engine, *, config: TrainConfig, tokenizer_fin
         CheckpointError: on every process alike, if the checkpoint is damaged, or the run's model, tokenizer or settings
             are not those of the checkpoint. Nothing has been written into the engine then.
     """
-    world = World.of(engine.groups)
+    world = engine.groups.world
     found = _problems(Path(path), world)
     if found:
         raise CheckpointError(f"{path} is not a valid checkpoint: {'; '.join(found)}. Use another one.")
@@ -99,15 +98,15 @@ def differing_values(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
 
 def _load(path: Path, engine: Engine, world: World, *, config: TrainConfig, tokenizer_fingerprint: str) -> RunState:
     """:func:`load` of a folder that is known to be intact."""
-    with world.together(lambda error: f"checkpoint {path} cannot be read: {_reason(error)}."):
+    with phase(world, lambda error: f"checkpoint {path} cannot be read: {_reason(error)}."):
         reader = CheckpointReader(path)
         _require_same_tokenizer(reader, tokenizer_fingerprint)
         _require_same_run(reader, config)
         targets = chunked_tensors(engine.fragments())
     held = world.gather({split_key(key): tuple(tensor.shape) for key, tensor in targets.items()})
-    with world.together():
+    with phase(world):
         _require_same_parameters(reader, {key: shape for part in held for key, shape in part.items()})
-    with world.together(lambda error: f"checkpoint {path} cannot be read: {_reason(error)}."):
+    with phase(world, lambda error: f"checkpoint {path} cannot be read: {_reason(error)}."):
         reader.fill(dict(targets), distributed=world.size > 1)
     engine.load_finished(reader.state.optimizer_step)
     return reader.state
@@ -168,6 +167,4 @@ def _owner(key: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {error}"

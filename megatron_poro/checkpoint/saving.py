@@ -14,20 +14,20 @@ from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint import state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import StorageMeta
 
 from megatron_poro.checkpoint import manifest
-from megatron_poro.checkpoint.agreement import World
 from megatron_poro.checkpoint.fragment import ChunkedTensor, chunked_tensors, tensor_key
 from megatron_poro.checkpoint.manifest import FileEntry
+from megatron_poro.checkpoint.phases import phase
 from megatron_poro.checkpoint.state import META_NAME, TOKENIZER_FOLDER, RunState
 from megatron_poro.checkpoint.store import CheckpointStore, sync
 from megatron_poro.engine.engine import Engine, Fragment
 from megatron_poro.errors import CheckpointError
 from megatron_poro.logs import get_logger
+from megatron_poro.parallel.agreement import World
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 from megatron_poro.units import format_bytes
 
@@ -55,9 +55,9 @@ def save(store: CheckpointStore, engine: Engine, state: RunState, *, tokenizer: 
         CheckpointError: on every process alike, if a value is not finite, the disk is full or not writable, or the step
             has a checkpoint already; nothing has changed on disk.
     """
-    world = World.of(engine.groups)
+    world = engine.groups.world
     owned = [fragment for fragment in engine.fragments() if fragment.is_owner]
-    with world.together():
+    with phase(world):
         _require_finite(owned, step=state.step)
     return write_checkpoint(store, chunked_tensors(owned), state, world=world, tokenizer=tokenizer)
 
@@ -113,13 +113,13 @@ def _stage_and_write(
     def explain(error: BaseException) -> str:
         return _explain(error, final, needed)
 
-    with world.together(explain):
+    with phase(world, explain):
         if world.is_first:
             staging = store.stage(state.step, needed)
-    with world.together(explain):
+    with phase(world, explain):
         written = _write_tensors(staging, tensors, world, file_per_chunk=file_per_chunk)
     entries: dict[str, FileEntry] = {}
-    with world.together(explain):
+    with phase(world, explain):
         if world.is_first:
             (staging / META_NAME).write_bytes(state.encode())
             if tokenizer is not None:
@@ -129,7 +129,7 @@ def _stage_and_write(
             entries[name] = manifest.describe(staging / name)
     everything = {name: entry for part in world.gather(entries) for name, entry in part.items()}
     assert written <= everything.keys(), f"files without a checksum: {sorted(written - everything.keys())}"
-    with world.together(explain):
+    with phase(world, explain):
         if world.is_first:
             store.commit(state.step, everything)
 
@@ -204,8 +204,6 @@ def _require_complete(tensors: Mapping[str, ChunkedTensor], world: World) -> int
 
 def _explain(error: BaseException, final: Path, needed: int) -> str:
     """One sentence of what a disk said."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
     reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
     try:
         free = format_bytes(shutil.disk_usage(final.parent).free)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_poro.config.run import Precision, TrainConfig
@@ -22,6 +21,8 @@ from megatron_poro.errors import EngineError
 from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.families import family
+from megatron_poro.parallel.agreement import World
+from megatron_poro.parallel.collectives import broadcast_from_first
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
 from megatron_poro.parallel.shards import name_of, shard_of
@@ -73,14 +74,13 @@ def compare_gradients(
             name_of(parameter): (parameter, gradient)
             for parameter, gradient in engine.gradients(fixed_batch(config, engine.groups) if engine.needs_data else [])
         }
-    truth = _true_gradients(config, objective, device) if dist.get_rank() == 0 else {}
+    world = engine.groups.world
+    truth = _true_gradients(config, objective, device) if world.is_first else {}
     worst = Difference(0.0, "no parameter", 0, 0.0, 0.0)
-    for name, expected in _broadcast(truth, device):
+    for name, expected in _broadcast(truth, world, device):
         if name in found:
-            worst = max(worst, _difference(name, *found[name], expected))
-    everyone: list[Difference] = [worst] * dist.get_world_size()
-    dist.all_gather_object(everyone, worst)
-    worst = max(Difference(*found_there) for found_there in everyone)
+            worst = max(worst, _difference(name, *found[name], expected, rank=world.rank))
+    worst = max(world.gather(worst))
     if not worst.relative <= TOLERANCE[config.engine.precision]:
         raise EngineError(
             f"the gradient of {worst.name} on rank {worst.rank} at {engine.groups.topology} is not that of one "
@@ -134,18 +134,15 @@ def _true_gradients(
     return local.gradients()
 
 
-def _broadcast(truth: dict[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def _broadcast(truth: dict[str, Tensor], world: World, device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """Sends each full gradient from rank 0 to all, one at a time, in the order of the plan."""
-    shapes: list[tuple[str, tuple[int, ...]]] = [(name, tuple(value.shape)) for name, value in truth.items()]
-    box = [shapes]
-    dist.broadcast_object_list(box, src=0)
-    for name, shape in box[0]:
+    shapes = world.gather([(name, tuple(value.shape)) for name, value in truth.items()])[0]
+    for name, shape in shapes:
         value = truth[name].contiguous() if truth else torch.empty(shape, device=device)
-        dist.broadcast(value, src=0)
-        yield name, value
+        yield name, broadcast_from_first(value)
 
 
-def _difference(name: str, parameter: nn.Parameter, gradient: Tensor, expected: Tensor) -> Difference:
+def _difference(name: str, parameter: nn.Parameter, gradient: Tensor, expected: Tensor, *, rank: int) -> Difference:
     """Compares this process's slice of one gradient."""
     mine = shard_of(parameter).cut(expected)
     norm, expected_norm = float(gradient.float().norm()), float(mine.norm())
@@ -153,4 +150,4 @@ def _difference(name: str, parameter: nn.Parameter, gradient: Tensor, expected: 
     # a slice whose true gradient vanishes (a vocabulary range that the batch never uses) is measured by the whole
     scale = max(expected_norm, 1e-2 * float(expected.norm()), 1e-12)
     relative = difference / scale
-    return Difference(relative if relative == relative else float("inf"), name, dist.get_rank(), norm, expected_norm)
+    return Difference(relative if relative == relative else float("inf"), name, rank, norm, expected_norm)

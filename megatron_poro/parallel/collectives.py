@@ -37,6 +37,12 @@ def all_reduce(tensor: Tensor, group: AxisGroup, *, maximum: bool = False) -> Te
     return tensor
 
 
+def broadcast_from_first(tensor: Tensor) -> Tensor:
+    """Rank 0's values on every process of the run, in place and without a graph; returns the tensor."""
+    dist.broadcast(tensor, src=0)
+    return tensor
+
+
 class _CopyToGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: AxisGroup) -> Tensor:

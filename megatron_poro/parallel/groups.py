@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from megatron_poro.errors import TopologyError
+from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.topology import Coordinate, Topology
 
 
@@ -36,6 +37,7 @@ class ParallelGroups:
         pipeline: the stages of this replica, first stage first.
         data: replicas of this process's parameters.
         replica: every process of one model replica (all stages, all tensor ranks).
+        world: every process of the grid; what they tell each other of flags and failures goes through it.
     """
 
     topology: Topology = field(default_factory=Topology)
@@ -44,6 +46,7 @@ class ParallelGroups:
     pipeline: AxisGroup = field(default_factory=AxisGroup)
     data: AxisGroup = field(default_factory=AxisGroup)
     replica: AxisGroup = field(default_factory=AxisGroup)
+    world: World = field(default_factory=World)
 
     @classmethod
     def single(cls) -> "ParallelGroups":
@@ -51,20 +54,23 @@ class ParallelGroups:
         return cls()
 
     @classmethod
-    def create(cls, topology: Topology) -> "ParallelGroups":
+    def create(cls, topology: Topology, *, world: World | None = None) -> "ParallelGroups":
         """Makes every group of the grid. A collective call: every process of the default group must make it.
+
+        Args:
+            topology: sizes of the grid.
+            world: the processes of the default group, where flags and failures travel over another group than tensors.
 
         Raises:
             TopologyError: if the number of processes is not the grid's.
         """
-        if topology.world_size == 1 and not dist.is_initialized():
-            return cls.single()
-        if dist.get_world_size() != topology.world_size:
+        world = World.default() if world is None else world
+        if world.size != topology.world_size:
             raise TopologyError(
-                f"the grid {topology} needs {topology.world_size} processes, {dist.get_world_size()} are running. "
+                f"the grid {topology} needs {topology.world_size} processes, {world.size} are running. "
                 f"Start {topology.world_size} (torchrun --nproc-per-node {topology.world_size}) or change parallel.*."
             )
-        here = topology.coordinate(dist.get_rank())
+        here = topology.coordinate(world.rank)
         return cls(
             topology=topology,
             coordinate=here,
@@ -72,6 +78,7 @@ class ParallelGroups:
             pipeline=_axis_group(topology, topology.pipeline_ranks, here.pipeline),
             data=_axis_group(topology, topology.data_ranks, here.data),
             replica=_axis_group(topology, topology.replica_ranks, here.pipeline * topology.tensor + here.tensor),
+            world=world,
         )
 
     @property

@@ -23,6 +23,7 @@ from megatron_poro.metrics.sinks import JsonLinesSink, Sink, console_sink
 from megatron_poro.metrics.throughput import SpeedOfRun, step_flops
 from megatron_poro.metrics.tracker import Tracker
 from megatron_poro.metrics.wandb_sink import WandbMode, WandbRun, WandbSink
+from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.schedule.plan import RunPlan, plan_run
@@ -61,18 +62,19 @@ def build_run(
     size = processes.launch.size
     batch, plan = batch_plan(config, size), plan_run(config, world_size=size)
     topology = Topology(tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=batch.data_size)
-    groups = ParallelGroups.create(topology)
+    world = processes.world
+    groups = ParallelGroups.create(topology, world=world)
 
     # what is on disk: the run's own folder, the tokenizer, the corpora
     folder = RunFolder(config.run)
     store = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
-    with processes.together():
-        if processes.is_first:
+    with world.together():
+        if world.is_first:
             folder.claim()
         tokenizer = _open_tokenizer(config)
-    training = _open_mixture(config, config.data.train, plan.total_samples, tokenizer, processes)
+    training = _open_mixture(config, config.data.train, plan.total_samples, tokenizer, world)
     sampler = _sampler(batch, batch.samples_per_step)
-    validation = _open_validation(config, batch, tokenizer, processes, data_rank=groups.data.rank)
+    validation = _open_validation(config, batch, tokenizer, world, data_rank=groups.data.rank)
 
     # the model, proven to learn what one process would
     num_sources = max(len(config.data.train), len(config.data.validation))
@@ -96,8 +98,8 @@ def build_run(
     _resume(run)
 
     # only now is anything of the run's own written: it is known to be the same run
-    with processes.together():
-        if processes.is_first:
+    with world.together():
+        if world.is_first:
             folder.write_config(config)
             run.tracker = _tracker(run, training.names, wandb_mode)
     return run
@@ -115,7 +117,7 @@ def _open_tokenizer(config: TrainConfig) -> Tokenizer:
 
 
 def _open_mixture(
-    config: TrainConfig, sources: list[SourceConfig], num_samples: int, tokenizer: Tokenizer, processes: Processes
+    config: TrainConfig, sources: list[SourceConfig], num_samples: int, tokenizer: Tokenizer, world: World
 ) -> Mixture:
     """A mixture on every process; the first one builds the indices, the others find them on disk."""
 
@@ -128,18 +130,19 @@ def _open_mixture(
             index_cache=Path(config.data.index_cache),
             vocab_size=config.model.vocab_size,
             expected_tokenizer=tokenizer.fingerprint,
+            max_epochs=config.data.max_epochs if sources is config.data.train else None,
         )
 
     mixtures: list[Mixture] = []
-    for turn in (processes.is_first, not processes.is_first):
-        with processes.together():
+    for turn in (world.is_first, not world.is_first):
+        with world.together():
             if turn:
                 mixtures.append(build())
     return mixtures[0]
 
 
 def _open_validation(
-    config: TrainConfig, batch: BatchPlan, tokenizer: Tokenizer, processes: Processes, *, data_rank: int
+    config: TrainConfig, batch: BatchPlan, tokenizer: Tokenizer, world: World, *, data_rank: int
 ) -> Validation | None:
     """The validation samples, rounded up to whole microbatches of all replicas."""
     if not config.data.validation or not config.validation.every_steps:
@@ -147,7 +150,7 @@ def _open_validation(
     round_samples = batch.microbatch_samples * batch.data_size
     microbatches = -(-config.validation.samples // round_samples)
     samples = microbatches * round_samples
-    mixture = _open_mixture(config, config.data.validation, samples, tokenizer, processes)
+    mixture = _open_mixture(config, config.data.validation, samples, tokenizer, world)
     loader = BatchLoader(mixture, _sampler(batch, samples), data_rank=data_rank, prefetch=False)
     return Validation(loader, microbatches)
 
@@ -159,7 +162,7 @@ def _sampler(batch: BatchPlan, samples: int) -> Sampler:
 def _resume(run: Run) -> None:
     """Puts the run back to its newest valid checkpoint, if it has one."""
     if not run.config.checkpoint.resume:
-        with run.processes.together():
+        with run.processes.world.together():
             _require_no_checkpoints(run)
         return
     state = resume(run.store, run.engine, config=run.config, tokenizer_fingerprint=run.tokenizer.fingerprint)

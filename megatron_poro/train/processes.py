@@ -1,7 +1,7 @@
-"""All processes of a run as one: how they find each other, agree on a flag, fail alike, and who reports an error.
+"""The processes of a run: how they find each other, what each computes on, and who reports an error.
 
-What travels here are flags and sentences, over gloo on the host, also when the model's tensors travel over NCCL: asking
-"was anyone told to stop?" after each step must not wait for a device.
+What they tell each other of flags and failures travels over gloo on the host, also when the model's tensors travel over
+NCCL: asking "was anyone told to stop?" after each step must not wait for a device.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, Store  # type: ignore[attr-defined]  # public, but not in torch's __all__
 from torch.distributed.rendezvous import rendezvous
 
-from megatron_poro import errors
-from megatron_poro.errors import PoroError
-from megatron_poro.parallel.collectives import all_reduce
-from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.agreement import World
 from megatron_poro.train.launch import Launch
 
 _TIMEOUT = timedelta(minutes=30)
@@ -42,42 +39,14 @@ class Processes:
     Attributes:
         launch: this process's number among them.
         device: what this process computes on.
+        world: how it agrees with the others.
     """
 
-    def __init__(self, launch: Launch, device: torch.device, control: AxisGroup, store: Store | None) -> None:
+    def __init__(self, launch: Launch, device: torch.device, world: World, store: Store | None) -> None:
         self.launch = launch
         self.device = device
-        self._control = control
+        self.world = world
         self._store = store
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process does what one process must do for all."""
-        return self.launch.rank == 0
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process. All processes call it."""
-        return bool(all_reduce(torch.tensor(float(flag)), self._control, maximum=True))
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Runs a block on all processes; an error of the input on one becomes the same error on all.
-
-        The block must not communicate: a process that fails in it goes straight to its end.
-
-        Raises:
-            PoroError: on every process, the one of the lowest rank that failed.
-        """
-        mine: PoroError | None = None
-        try:
-            yield
-        except PoroError as error:
-            mine = error
-        found = self._gather(None if mine is None else (type(mine).__name__, str(mine)))
-        first = next((failure for failure in found if failure is not None), None)
-        if first is not None:
-            kind, sentence = first
-            raise getattr(errors, kind)(sentence) from mine
 
     def claims_report(self) -> bool:
         """True for the first process of the run that asks, so that one error is told once."""
@@ -87,13 +56,6 @@ class Processes:
             return bool(self._store.add("reports", 1) == 1)
         except Exception:  # the process that held the store is gone: better told twice than not at all
             return True
-
-    def _gather(self, value: tuple[str, str] | None) -> list[tuple[str, str] | None]:
-        if self._control.size == 1:
-            return [value]
-        values: list[tuple[str, str] | None] = [None] * self._control.size
-        dist.all_gather_object(values, value, group=self._control.process_group)
-        return values
 
 
 @contextmanager
@@ -109,7 +71,7 @@ def joined(launch: Launch, *, needs_group: bool) -> Iterator[Processes]:
     """
     device = device_of(launch)
     if launch.size == 1 and not needs_group:
-        yield Processes(launch, device, AxisGroup.single(), None)
+        yield Processes(launch, device, World(), None)
         return
     store = _meet(launch)
     dist.init_process_group(
@@ -120,9 +82,8 @@ def joined(launch: Launch, *, needs_group: bool) -> Iterator[Processes]:
         timeout=_TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
-    group = dist.group.WORLD if device.type == "cpu" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
-    control = AxisGroup(launch.rank, launch.size, group if launch.size > 1 else None)
-    yield Processes(launch, device, control, store)
+    control = None if device.type == "cpu" else dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    yield Processes(launch, device, World(launch.rank, launch.size, control), store)
     # not after an error: the others may be waiting in a collective, and it is the launcher's part to end them
     dist.destroy_process_group()
 

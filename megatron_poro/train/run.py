@@ -79,7 +79,7 @@ class Run:
 
     def is_stopping(self) -> bool:
         """Whether any process was asked to stop. All processes call it."""
-        return self.processes.any(self.stop.received)
+        return self.processes.world.any(self.stop.received)
 
     def close(self) -> None:
         """Writes what the tracker still holds and lets go of files and threads; nothing is communicated or saved."""

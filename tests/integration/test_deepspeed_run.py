@@ -70,6 +70,21 @@ def _signal_one_rank(monkeypatch: pytest.MonkeyPatch, *, rank: int, done: int) -
     monkeypatch.setattr(loop, "train_step", train_step)
 
 
+def test_engine_and_checkpoints_agree_over_the_world_of_the_processes(
+    corpora: ToyCorpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With GPUs that world is a group of the host, and the default group is not."""
+    original = loop.train_step
+
+    def train_step(run: Run) -> None:
+        assert run.engine.groups.world is run.processes.world
+        original(run)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    arguments = corpora.arguments(tmp_path, *DEEPSPEED, "engine.truth_check=off", "run.stop_after_steps=1")
+    assert launch(arguments, world=1) == [ExitCode.FINISHED]
+
+
 def test_signal_to_one_process_stops_all_at_the_same_step(
     corpora: ToyCorpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

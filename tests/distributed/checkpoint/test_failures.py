@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from megatron_poro.checkpoint import manifest, saving
-from megatron_poro.checkpoint.agreement import World
 from megatron_poro.checkpoint.resuming import resume
 from megatron_poro.checkpoint.saving import save
 from megatron_poro.checkpoint.store import CheckpointStore
@@ -37,7 +36,7 @@ def failing(rank: int) -> Any:
 def save_with_failure(folder: Path, phase: str, rank: int) -> str:
     store, engine = CheckpointStore(folder), engine_here()
     save(store, engine, run_state(1))
-    world = World.of(engine.groups)
+    world = engine.groups.world
     if world.rank == rank:
         owner = {"write_data": saving._PlainWriter, "describe": manifest, "commit": CheckpointStore}[phase]
         setattr(owner, phase, failing(rank))
@@ -58,7 +57,7 @@ def test_a_disk_that_fails_on_one_process_is_the_same_error_on_all(tmp_path: Pat
 
 def save_nan_on(folder: Path, rank: int) -> str:
     engine = engine_here()
-    if World.of(engine.groups).rank == rank:
+    if engine.groups.world.rank == rank:
         next(engine.fragments()).flat[0] = float("nan")
     try:
         save(CheckpointStore(folder), engine, run_state(1))
@@ -77,7 +76,7 @@ def test_a_nan_on_one_process_stops_the_save_on_all(tmp_path: Path) -> None:
 def die_while_writing(folder: Path) -> None:
     store, engine = CheckpointStore(folder), engine_here()
     save(store, engine, run_state(1))
-    if World.of(engine.groups).rank == 1:
+    if engine.groups.world.rank == 1:
         saving._PlainWriter.write_data = lambda *_: os._exit(9)  # type: ignore[method-assign]
     save(store, engine, run_state(2))
 

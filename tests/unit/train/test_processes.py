@@ -1,4 +1,4 @@
-"""Processes agree on flags, fail with the same error, and tell it once."""
+"""Processes meet, with or without a launcher, and one of them tells an error."""
 
 import os
 import socket
@@ -6,54 +6,19 @@ import socket
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]  # public, but not in torch's __all__
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # public, but not in torch's __all__
 
-from megatron_poro.errors import ConfigError, DataError, PoroError
-from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.errors import ConfigError
+from megatron_poro.parallel.agreement import World
 from megatron_poro.train.launch import Launch
 from megatron_poro.train.processes import Processes, device_of, joined
 from tests.support.ranks import run_ranks
 
 
-def _processes(store: Store | None = None) -> Processes:
-    launch = Launch(rank=dist.get_rank(), size=dist.get_world_size())
-    return Processes(launch, torch.device("cpu"), AxisGroup(launch.rank, launch.size, dist.group.WORLD), store)
-
-
-def _flag_of_one_rank() -> tuple[bool, bool]:
-    processes = _processes()
-    return processes.any(processes.launch.rank == 1), processes.any(False)
-
-
-def test_flag_of_one_process_is_the_flag_of_all() -> None:
-    assert run_ranks(_flag_of_one_rank, world=3) == [(True, False)] * 3
-
-
-def _fail_on(ranks: tuple[int, ...]) -> str:
-    processes = _processes()
-    try:
-        with processes.together():
-            if processes.launch.rank in ranks:
-                raise DataError(f"file of rank {processes.launch.rank} is missing.")
-    except PoroError as error:
-        return f"{type(error).__name__}: {error}"
-    return "fine"
-
-
-def test_error_of_one_process_becomes_the_same_error_on_all() -> None:
-    assert run_ranks(_fail_on, (2,), world=3) == ["DataError: file of rank 2 is missing."] * 3
-
-
-def test_of_several_errors_the_lowest_rank_is_told() -> None:
-    assert run_ranks(_fail_on, (1, 2), world=3) == ["DataError: file of rank 1 is missing."] * 3
-
-
-def test_block_without_error_raises_nothing() -> None:
-    assert run_ranks(_fail_on, (), world=2) == ["fine"] * 2
-
-
 def _claim() -> list[bool]:
-    processes = _processes(dist.distributed_c10d._get_default_store())
+    launch = Launch(rank=dist.get_rank(), size=dist.get_world_size())
+    store = dist.distributed_c10d._get_default_store()
+    processes = Processes(launch, torch.device("cpu"), World.default(), store)
     return [processes.claims_report(), processes.claims_report()]
 
 
@@ -65,11 +30,11 @@ def test_exactly_one_process_claims_the_report() -> None:
 def test_one_process_needs_no_group() -> None:
     with joined(Launch(), needs_group=False) as processes:
         assert not dist.is_initialized()
-        assert processes.any(True)
-        assert not processes.any(False)
-        assert processes.is_first
+        assert processes.world.any(True)
+        assert not processes.world.any(False)
+        assert processes.world.is_first
         assert processes.claims_report()
-        with pytest.raises(ConfigError, match="a sentence"), processes.together():
+        with pytest.raises(ConfigError, match="a sentence"), processes.world.together():
             raise ConfigError("a sentence")
 
 
@@ -78,7 +43,7 @@ def _join_alone() -> tuple[bool, int, bool]:
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     with joined(Launch(), needs_group=True) as processes:
-        inside = (dist.is_initialized(), dist.get_world_size(), processes.any(True))
+        inside = (dist.is_initialized(), dist.get_world_size(), processes.world.any(True))
     assert not dist.is_initialized()
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)  # what run_ranks takes down
     return inside
@@ -93,7 +58,7 @@ def _join_by_launcher(port: int) -> tuple[int, int]:
     dist.destroy_process_group()
     os.environ["MASTER_PORT"] = str(port)
     with joined(launch, needs_group=True) as processes:
-        assert processes.any(launch.rank == 1)
+        assert processes.world.any(launch.rank == 1)
         place = (dist.get_rank(), dist.get_world_size())
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     return place
