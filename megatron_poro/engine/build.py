@@ -74,7 +74,7 @@ def build_engine(
             device=device,
             dtype=weight_dtype(config.engine.precision),
         )
-    require_deepspeed(importlib.metadata.version("deepspeed"))
+    require_deepspeed(importlib.metadata.version("deepspeed"), config.engine.pipeline_schedule)
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else every process prints that it looked for a GPU
     # imported here: DeepSpeed takes seconds to load, and a local run does not need it installed

@@ -7,12 +7,15 @@ Clipping stays with us (``gradient_clipping`` 0): the decision whether a step is
 
 from typing import Any
 
-from megatron_poro.config.run import Precision
+from megatron_poro.config.run import PipelineSchedule, Precision
 from megatron_poro.errors import EngineError
 
 MINIMUM_DEEPSPEED = (0, 19, 3)
 """Up to 0.19.2 the pipeline engine divides gradients by the accumulation steps once per stage
 (DeepSpeed issue 8152)."""
+
+MINIMUM_DUALPIPEV = (0, 19, 8)
+"""The first release with ``deepspeed.runtime.pipe.dualpipev``."""
 
 
 def deepspeed_config(
@@ -43,16 +46,25 @@ def deepspeed_config(
     }
 
 
-def require_deepspeed(version: str) -> None:
-    """Refuses a DeepSpeed whose pipeline gradients are wrong.
+def require_deepspeed(version: str, pipeline_schedule: PipelineSchedule) -> None:
+    """Refuses a DeepSpeed whose pipeline gradients are wrong, or that lacks the schedule.
 
     Raises:
         EngineError: naming the version found and the lowest that is right.
     """
     found = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+    dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
     if found < MINIMUM_DEEPSPEED:
-        lowest = ".".join(map(str, MINIMUM_DEEPSPEED))
-        raise EngineError(
-            f"deepspeed {version} is installed, at least {lowest} is needed: before it the pipeline engine divides "
-            f"gradients by the accumulation steps once per stage. Run: pip install 'deepspeed>={lowest}'"
+        lowest, reason = (
+            MINIMUM_DEEPSPEED,
+            ("before it the pipeline engine divides gradients by the accumulation steps once per stage"),
         )
+    elif dual and found < MINIMUM_DUALPIPEV:
+        lowest, reason = MINIMUM_DUALPIPEV, "engine.pipeline_schedule=dualpipev came with it; 1f1b runs on yours"
+    else:
+        return
+    needed = ".".join(map(str, lowest))
+    raise EngineError(
+        f"deepspeed {version} is installed, at least {needed} is needed: {reason}. "
+        f"Run: pip install 'deepspeed>={needed}'"
+    )

@@ -16,7 +16,6 @@ import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe import schedule
-from deepspeed.runtime.pipe.dualpipev import DualPipeVEngine
 from deepspeed.runtime.pipe.engine import PipelineEngine as DeepSpeedPipelineEngine
 from torch import Tensor, nn
 
@@ -322,24 +321,14 @@ class _OneForwardOneBackward(DeepSpeedPipelineEngine):  # type: ignore[misc]
     }
 
 
-class _DualPipeV(DualPipeVEngine):  # type: ignore[misc]
-    """DeepSpeed's DualPipeV engine, likewise."""
-
-    take_step: Callable[[], None]
-
-    def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
-        self.take_step()
-
-    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
-        **DualPipeVEngine._INSTRUCTION_MAP,
-        schedule.OptimizerStep: _exec_optimizer_step,
-    }
-
-
 def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerConfig, *, dual: bool) -> Any:
     """Wraps a module in DeepSpeed's engine, as ``deepspeed.initialize`` does for a pipeline, with our subclass."""
     base = adamw(parameter_groups(module.parameters(), optimizer), optimizer)
-    engine = _DualPipeV if dual else _OneForwardOneBackward
+    engine: type[Any] = _OneForwardOneBackward
+    if dual:
+        from megatron_poro.engine.dualpipev import DualPipeV  # only newer DeepSpeeds have it
+
+        engine = DualPipeV
     with quiet():
         return engine(
             args=None,

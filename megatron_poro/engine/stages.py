@@ -15,7 +15,6 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.comm import init_distributed
-from deepspeed.runtime.pipe.dualpipev import DualPipeVModule
 from deepspeed.runtime.pipe.module import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
@@ -70,10 +69,6 @@ class PlannedModule(PipelineModule):  # type: ignore[misc]
             super()._synchronize_tied_weights()
 
 
-class PlannedDualModule(DualPipeVModule, PlannedModule):  # type: ignore[misc]
-    """The stages of a plan for DualPipeV: this process's stage and its mirror image."""
-
-
 def build_stages(
     plan: LayerPlan,
     *,
@@ -116,7 +111,11 @@ def build_stages(
     # test compilations in every process. Training needs none of its kernels: an empty table answers no at once.
     deepspeed.ops.__compatible_ops__ = {}
     init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)  # wraps the existing one
-    kind = PlannedDualModule if dual else PlannedModule
+    kind: type[PlannedModule] = PlannedModule
+    if dual:
+        from megatron_poro.engine.dualpipev import PlannedDualModule  # only newer DeepSpeeds have it
+
+        kind = PlannedDualModule
     with quiet():
         return kind(
             specs,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_poro.config.run import Precision
+from megatron_poro.config.run import PipelineSchedule, Precision
 from megatron_poro.engine.deepspeed_config import deepspeed_config, require_deepspeed
 from megatron_poro.errors import EngineError
 
@@ -25,9 +25,15 @@ def test_fp32_keeps_no_second_copy() -> None:
 @pytest.mark.parametrize("version", ["0.8.1", "0.18.4", "0.19.2", "0.19.2+rocm"])
 def test_a_deepspeed_with_wrong_pipeline_gradients_is_refused(version: str) -> None:
     with pytest.raises(EngineError, match=rf"deepspeed {version.replace('+', '.')} is installed, at least 0.19.3"):
-        require_deepspeed(version)
+        require_deepspeed(version, PipelineSchedule.ONE_F_ONE_B)
 
 
 @pytest.mark.parametrize("version", ["0.19.3", "0.19.8+cpu", "0.20.0", "1.0.0"])
 def test_a_newer_deepspeed_is_taken(version: str) -> None:
-    require_deepspeed(version)
+    require_deepspeed(version, PipelineSchedule.ONE_F_ONE_B)
+
+
+def test_dualpipev_needs_the_release_that_brought_it() -> None:
+    require_deepspeed("0.19.8", PipelineSchedule.DUALPIPEV)
+    with pytest.raises(EngineError, match=r"deepspeed 0.19.7 is installed, at least 0.19.8 .* 1f1b runs on yours"):
+        require_deepspeed("0.19.7", PipelineSchedule.DUALPIPEV)
