@@ -38,7 +38,7 @@ def configure(
     """
     if rank is None:
         rank = rank_from_environment()
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler: logging.Handler = _StandardError() if stream is None else logging.StreamHandler(stream)
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s %(levelname)-7s rank {rank} %(name)s: %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     )
@@ -46,3 +46,16 @@ def configure(
     root.handlers = [handler]
     root.propagate = False  # a library that configures the root logger must not print our lines twice
     root.setLevel(level if rank == 0 or all_ranks else max(level, logging.ERROR))
+
+
+class _StandardError(logging.Handler):
+    """Writes to what ``sys.stderr`` is at the moment of writing.
+
+    A progress bar replaces it while it is shown, so that lines go above the bar and not into it.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)

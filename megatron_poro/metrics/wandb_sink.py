@@ -76,10 +76,9 @@ class WandbSink:
             self._warned_full = True
 
     def close(self) -> None:
-        if self._failed.is_set():
-            return
-        with suppress(queue.Full):
-            self._lines.put(None, timeout=self._close_seconds)
+        if not self._failed.is_set():
+            with suppress(queue.Full):
+                self._lines.put(None, timeout=self._close_seconds)
         self._thread.join(self._close_seconds)
         if self._thread.is_alive():
             _log.warning(

@@ -45,6 +45,14 @@ def test_all_ranks_write_when_asked() -> None:
     assert len(written(3, all_ranks=True)) == 2
 
 
+def test_a_bar_that_takes_over_stderr_gets_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.configure(rank=0)
+    above_the_bar = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", above_the_bar)
+    logs.get_logger("megatron_poro.train.loop").info("saved")
+    assert above_the_bar.getvalue().endswith("saved\n")
+
+
 def test_a_second_call_replaces_the_first() -> None:
     written(0)
     assert len(written(0)) == 2
