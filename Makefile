@@ -3,6 +3,7 @@
 #   make smoke    train a small BLOOM on 4 processes of this machine, stop, resume, export, prove the export
 #   make test     run all tests
 #   make check    lint, types, import contracts
+#   make lowest   the tests on the oldest releases of the dependencies that are allowed, in .venv-lowest
 #
 # Variables:
 #   PYTHON=python3.12        the interpreter that .venv is made from
@@ -15,7 +16,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
-VENV := .venv
+VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 LOG := $(VENV)/setup.log
@@ -23,7 +24,7 @@ LOG := $(VENV)/setup.log
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: smoke test check setup clean
+.PHONY: smoke test check lowest setup clean
 MAKEFLAGS += --no-print-directory
 
 # $(call phase,what it is,command): one line; the command's output only if it fails.
@@ -41,6 +42,12 @@ check: $(READY)
 	@echo "types"; $(VENV)/bin/mypy --no-error-summary
 	@echo "import contracts"; report=$$($(VENV)/bin/lint-imports --no-cache 2>&1) || { echo "$$report"; exit 1; }
 
+# DualPipeV needs a newer DeepSpeed than the lowest one
+lowest:
+	@mkdir -p .venv-lowest; : >.venv-lowest/setup.log
+	@$(MAKE) setup VENV=.venv-lowest CONSTRAINTS='--constraint tests/lowest.txt'
+	@.venv-lowest/bin/python -m pytest -k "not dual"
+
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -49,7 +56,7 @@ $(READY): pyproject.toml
 	@mkdir -p $(VENV); : >$(LOG)
 	@$(call phase,setup: virtual environment in $(VENV),$(if $(TORCH),$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install --quiet pip; },$(PYTHON) -m venv --system-site-packages $(VENV)))
 	@$(if $(TORCH),$(call phase,setup: $(TORCH),$(PY) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') '$(TORCH)'),$(call phase,setup: torch of $(PYTHON),$(PY) -c 'import torch'))
-	@$(call phase,setup: dependencies (a few minutes the first time),$(PY) -m pip install --quiet --editable '.[dev]')
+	@$(call phase,setup: dependencies (a few minutes the first time),$(PY) -m pip install --quiet $(CONSTRAINTS) --editable '.[dev]')
 	@touch $@
 
 clean:

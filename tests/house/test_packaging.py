@@ -95,3 +95,14 @@ def test_importing_the_package_imports_nothing_else(tmp_path: Path) -> None:
     )
     result = run_python(code, ROOT, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_lower_bounds_that_are_declared_are_those_that_are_tested() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    dependencies = project.split("\ndependencies = [")[1].split("\n]")[0]
+    declared = dict(re.findall(r'^\s*"([\w-]+)>=([\d.]+)"', dependencies, re.MULTILINE))
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/lowest.txt").read_text(), re.MULTILINE))
+    assert declared.keys() == tested.keys()
+    for name, bound in declared.items():
+        padded = (bound.split(".") + ["0", "0"])[:3]
+        assert tested[name].split(".") == padded, name
