@@ -104,5 +104,5 @@ def test_the_lower_bounds_that_are_declared_are_those_that_are_tested() -> None:
     tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "tests/lowest.txt").read_text(), re.MULTILINE))
     assert declared.keys() == tested.keys()
     for name, bound in declared.items():
-        padded = (bound.split(".") + ["0", "0"])[:3]
+        padded = [*bound.split("."), "0", "0"][:3]
         assert tested[name].split(".") == padded, name
