@@ -18,6 +18,13 @@ class SourceConfig:
     weight: float = MISSING
     """Share of the samples; the weights of a mixture are normalised to sum 1."""
 
+    published_tokens: int | None = field(default=None, metadata={"count": True})
+    """Tokens that the publication of a run says were read from this corpus; `poro data plan` compares its own number.
+    null where nothing is published."""
+
+    remark: str | None = None
+    """What `poro data plan` says below its table, such as what is wrong with a published number."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -37,6 +44,10 @@ class DataConfig:
 
     index_cache: str = MISSING
     """Folder for the document, sample and shuffle indices; built once, then memory-mapped."""
+
+    max_epochs: float | None = None
+    """Times that a training source may be read at most; a run that would read one more often does not start. null sets
+    no limit."""
 
     shuffle_seed: int = 42
     """Seed of the document and sample shuffles."""

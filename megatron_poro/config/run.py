@@ -26,6 +26,13 @@ class EngineKind(str, Enum):
     DEEPSPEED = "deepspeed"
 
 
+class TokenizerKind(str, Enum):
+    """How a tokenizer that is trained here finds its tokens."""
+
+    BLOOM = "bloom"
+    SENTENCEPIECE = "sentencepiece"
+
+
 class Precision(str, Enum):
     """Number format of weights and activations; masters, moments and gradient accumulation are always fp32."""
 
@@ -194,6 +201,10 @@ class TokenizerConfig:
 
     path: str = MISSING
     """Folder with tokenizer.json and tokenizer_config.json."""
+
+    kind: TokenizerKind = TokenizerKind.BLOOM
+    """What `poro data prepare` trains where path holds no tokenizer yet: bloom (byte-level BPE behind BLOOM's split, as
+    in Poro) or sentencepiece (BPE with byte fallback). A tokenizer that is there is used as it is."""
 
 
 @dataclass(kw_only=True)

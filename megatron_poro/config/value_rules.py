@@ -64,6 +64,13 @@ def sizes_are_positive(config: TrainConfig) -> Iterator[str]:
     yield from (f"{key}={size} must be at least 1." for key, size in sizes.items() if size is not None and size < 1)
 
 
+def epochs_are_limited_above_zero(config: TrainConfig) -> Iterator[str]:
+    """No source could be read otherwise."""
+    limit = config.data.max_epochs
+    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+        yield f"data.max_epochs={limit:g} must be more than 0; null sets no limit."
+
+
 def intervals_are_not_negative(config: TrainConfig) -> Iterator[str]:
     """0 switches an interval off, less means nothing."""
     intervals = {
@@ -134,6 +141,7 @@ VALUE_RULES: tuple[ValueRule, ...] = (
     texts_are_not_empty,
     family_is_known,
     sizes_are_positive,
+    epochs_are_limited_above_zero,
     intervals_are_not_negative,
     seeds_fit_their_generators,
     probabilities_are_below_one,

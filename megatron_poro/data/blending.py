@@ -2,10 +2,13 @@
 
 Sample ``i`` comes from the source that is furthest behind its share, ``weight * max(i, 1) - taken``; ties go to the
 source that is named first. The rule is sequential: each choice depends on all before it. Here many stretches of it are
-worked out side by side with numpy, each from a guess of where it starts; a stretch whose guess was wrong is done again
-from where the one before it really ended. Because two runs of the rule soon fall into step whatever they start from,
-a second pass is nearly always the last, and because every start is compared with the end before it, the result is the
-sequential one exactly, down to the rounding of each difference.
+worked out side by side with numpy, each from a guess of where it starts. Two runs of the rule soon fall into step
+whatever they start from, so the guess is made some samples early and followed up to the start; a stretch whose guess
+was wrong all the same is done again from where the one before it really ended. Because every start is compared with the
+end before it, the result is the sequential one exactly, down to the rounding of each difference.
+
+No source is ever a whole sample ahead of its share, nor ``1 + 1/2 + ... + 1/(sources - 1)`` samples behind it; the data
+page (docs/data.md) has the proof.
 
 Source: Megatron-DeepSpeed, megatron/data/blendable_dataset.py and build_blending_indices in helpers.cpp.
 """
@@ -35,6 +38,8 @@ BLEND_VERSION = 1
 """Part of the cache key; raise it when the choices for the same inputs change."""
 
 _STRETCHES_AT_ONCE = 4096
+_LEAD = 512
+"""Samples before a stretch from which its start is guessed; with 256, no guess of the Poro mixture was wrong."""
 
 
 class Place(NamedTuple):
@@ -151,13 +156,14 @@ def _choose_side_by_side(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Choices ``[stretches, STRETCH]`` and totals after each stretch ``[stretches, sources]``, given those before."""
     first_samples = np.array(stretches, dtype=np.float64) * STRETCH
-    before = _guess_taken(weights, first_samples)
+    early = np.maximum(first_samples - _LEAD, 0.0)
+    _, before = _run_rule(weights, _guess_taken(weights, early), early, steps=_LEAD)
     before[:, 0] = before_first
     after = np.empty_like(before)
     chosen = np.empty((STRETCH, len(stretches)), dtype=np.uint8)
     wrong = np.arange(len(stretches))
     while len(wrong):
-        chosen[:, wrong], after[:, wrong] = _run_rule(weights, before[:, wrong], first_samples[wrong])
+        chosen[:, wrong], after[:, wrong] = _run_rule(weights, before[:, wrong], first_samples[wrong], steps=STRETCH)
         # a stretch must start where the one before it ended
         wrong = 1 + np.flatnonzero((after[:, :-1] != before[:, 1:]).any(axis=0))
         before[:, wrong] = after[:, wrong - 1]
@@ -165,19 +171,24 @@ def _choose_side_by_side(
 
 
 def _run_rule(
-    weights: NDArray[np.float64], before: NDArray[np.float64], first_samples: NDArray[np.float64]
+    weights: NDArray[np.float64], before: NDArray[np.float64], first_samples: NDArray[np.float64], *, steps: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """The rule, one stretch per column: choices ``[STRETCH, columns]`` and totals after it ``[sources, columns]``."""
+    """The rule, one stretch per column: choices ``[steps, columns]`` and totals after them ``[sources, columns]``."""
     taken = before.copy()
-    chosen = np.empty((STRETCH, len(first_samples)), dtype=np.uint8)
-    columns = np.arange(len(first_samples))
-    behind = np.empty_like(taken)
-    for step in range(STRETCH):
+    chosen = np.empty((steps, len(first_samples)), dtype=np.uint8)
+    numbers = np.arange(len(weights), dtype=np.uint8)
+    behind, furthest = np.empty_like(taken), np.empty(len(first_samples))
+    is_furthest = np.empty(taken.shape, dtype=np.bool_)
+    for step in range(steps):
         np.multiply(weights[:, None], np.maximum(first_samples + step, 1.0), out=behind)
         np.subtract(behind, taken, out=behind)
-        choice = behind.argmax(axis=0)  # the first of equals
-        chosen[step] = choice
-        taken[choice, columns] += 1.0
+        np.maximum.reduce(behind, axis=0, out=furthest)
+        np.equal(behind, furthest, out=is_furthest)
+        if np.count_nonzero(is_furthest) != len(furthest):
+            first = is_furthest.argmax(axis=0)  # of equals; slower than all of the above, and seldom needed
+            np.equal(numbers[:, None], first, out=is_furthest)
+        np.add(taken, is_furthest, out=taken)
+        np.dot(numbers, is_furthest.view(np.uint8), out=chosen[step])
     return chosen, taken
 
 

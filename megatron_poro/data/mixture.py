@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_poro.config.data import SourceConfig
-from megatron_poro.data.blending import Blend, samples_to_request
+from megatron_poro.data.blending import Blend, Place, samples_to_request
 from megatron_poro.data.index_cache import IndexCache
 from megatron_poro.data.indexed import IndexedDataset, outside_vocabulary
-from megatron_poro.data.samples import SampleIndex
+from megatron_poro.data.mixture_plan import plan_mixture, require_epochs
+from megatron_poro.data.samples import Piece, SampleIndex
 from megatron_poro.data.source import IndexedSource, Sample, Source
 from megatron_poro.errors import ConfigError, DataError
 
@@ -47,6 +48,21 @@ class Mixture:
         """How many of the first ``samples`` samples came from each source, int64 ``[sources]``."""
         return self._blend.consumed(samples)
 
+    def epochs(self, samples: int) -> NDArray[np.float64]:
+        """How many times each source has been read after the first ``samples`` samples, fp64 ``[sources]``."""
+        per_epoch = np.array([source.samples_per_epoch for source in self._sources])
+        read: NDArray[np.float64] = self.consumed(samples) / per_epoch
+        return read
+
+    def place(self, number: int) -> Place:
+        """Which source sample ``number`` comes from, and which sample of that source it is."""
+        return self._blend.place(number)
+
+    def pieces(self, number: int) -> list[Piece]:
+        """The parts of its source's documents that sample ``number`` is made of."""
+        place = self._blend.place(number)
+        return self._sources[place.source].pieces(place.sample)
+
 
 def build_mixture(
     sources: Sequence[SourceConfig],
@@ -57,10 +73,11 @@ def build_mixture(
     index_cache: Path | str,
     vocab_size: int,
     expected_tokenizer: str | None,
+    max_epochs: float | None = None,
 ) -> Mixture:
     """Opens, checks and blends the sources of a mixture; missing indices are built and cached.
 
-    A source that is too short for its share is read for as many epochs as it takes. All arguments but the last three
+    A source that is too short for its share is read for as many epochs as it takes. All arguments but the last four
     decide the order of the samples: a run that is continued must pass the same ones.
 
     Args:
@@ -71,9 +88,11 @@ def build_mixture(
         index_cache: folder for the indices.
         vocab_size: rows of the model's embedding; ids must be below.
         expected_tokenizer: fingerprint of the tokenizer the model is trained with; None does not check it.
+        max_epochs: times that a source may be read; None sets no limit.
 
     Raises:
-        ConfigError: if there are no sources or samples, two sources share a name, or a weight is not positive.
+        ConfigError: if there are no sources or samples, two sources share a name, a weight is not positive, or a
+            source would be read more often than ``max_epochs``.
         DataError: if a dataset is missing, damaged, made with another tokenizer, or has ids outside the vocabulary.
     """
     names = [source.name for source in sources]
@@ -82,6 +101,8 @@ def build_mixture(
         raise ConfigError(f"source name {repeated[0]!r} appears {names.count(repeated[0])} times in one mixture.")
     if num_samples < 1:
         raise ConfigError(f"a mixture of {num_samples} samples was asked for; it needs at least 1.")
+    if max_epochs is not None:
+        require_epochs(plan_mixture(sources, num_samples=num_samples, sequence_length=sequence_length), max_epochs)
     weights = [source.weight for source in sources]
     cache = IndexCache(index_cache)
     blend = Blend(weights, num_samples=num_samples, cache=cache)

@@ -7,8 +7,8 @@ Three arrays describe that order:
   ``sequence_length + 1`` tokens, crosses document ends freely, and shares its last token with the next sample.
 * shuffle: the order in which samples are used, again with a short last epoch on its own.
 
-Notable: the boundaries come from a running sum over blocks of documents, so no compiled extension is needed and memory
-does not grow with the number of documents beyond the arrays themselves.
+Notable: the boundaries come from a running sum over blocks of documents in which the sample begins are looked up, so no
+compiled extension is needed and memory does not grow with the number of documents beyond the arrays themselves.
 
 Source: Megatron-DeepSpeed, megatron/data/gpt_dataset.py and helpers.cpp, in the variant that trained Poro 34B.
 """
@@ -28,7 +28,8 @@ SEPARATE_LAST_EPOCH_BELOW = 0.95
 ORDER_VERSION = 1
 """Part of the cache key; raise it when the order for the same inputs changes."""
 
-_BLOCK_DOCUMENTS = 1 << 22
+_BLOCK_DOCUMENTS = 1 << 16
+"""Few enough that a block's running sum stays in the processor's cache: twice as fast as blocks of millions."""
 
 
 class EpochPlan(NamedTuple):
@@ -60,6 +61,14 @@ class Order(NamedTuple):
     documents: NDArray[Any]
     boundaries: NDArray[Any]
     shuffle: NDArray[Any]
+
+
+class Piece(NamedTuple):
+    """A part of one document: tokens ``begin`` to ``end``, the latter not included."""
+
+    document: int
+    begin: int
+    end: int
 
 
 class SampleIndex:
@@ -102,21 +111,24 @@ class SampleIndex:
 
     def sample(self, index: int) -> NDArray[np.int64]:
         """Tokens of one sample, int64 ``[sequence_length + 1]``."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {self.dataset.prefix}, which has {len(self)}")
-        documents, boundaries, shuffle = self.order
-        row = int(shuffle[index])
-        (first, begin), (last, end) = boundaries[row].tolist(), boundaries[row + 1].tolist()
         tokens = np.empty(self.sequence_length + 1, dtype=np.int64)
         filled = 0
-        for position in range(first, last + 1):
-            document = self.dataset.document(int(documents[position]))
-            piece = document[begin : end + 1] if position == last else document[begin:]
-            tokens[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            begin = 0
+        for number, begin, end in self.pieces(index):
+            tokens[filled : filled + end - begin] = self.dataset.document(number)[begin:end]
+            filled += end - begin
         assert filled == len(tokens), f"sample {index} of {self.dataset.prefix} has {filled} tokens"
         return tokens
+
+    def pieces(self, index: int) -> list[Piece]:
+        """The parts of documents that make up one sample, in order; the last token of the last is a label only."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {self.dataset.prefix}, which has {len(self)}")
+        row = int(self.order.shuffle[index])
+        (first, begin), (last, end) = self.order.boundaries[row : row + 2].tolist()
+        documents = self.order.documents[first : last + 1].tolist()
+        ends = [*self.dataset.sizes[documents[:-1]].tolist(), end + 1]
+        begins = [begin, *[0] * (len(documents) - 1)]
+        return list(map(Piece, documents, begins, ends))
 
 
 def build_order(sizes: NDArray[np.int32], *, num_samples: int, sequence_length: int, seed: int) -> Order:
@@ -173,17 +185,19 @@ def find_boundaries(
     found = 1  # the first sample begins at the first token of the first document
     tokens_before = 0
     for start in range(0, len(documents), block_documents):
+        # where each document of the block begins in the stream, and where the last one ends
         lengths = sizes[documents[start : start + block_documents]]
-        ends = tokens_before + np.cumsum(lengths, dtype=np.int64)
-        # sample k begins at token k * sequence_length of the stream: count the samples that begin in each document
-        reached = np.clip((ends - 1) // sequence_length, found - 1, num_samples)
-        at = np.repeat(np.arange(len(ends)), np.diff(reached, prepend=found - 1))
-        rows = slice(found, found + len(at))
+        edges = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=edges[1:])
+        edges += tokens_before
+        # sample k begins at token k * sequence_length of the stream, in the first document that ends behind it
+        rows = slice(found, min((int(edges[-1]) - 1) // sequence_length, num_samples) + 1)
         begins = np.arange(rows.start, rows.stop, dtype=np.int64) * sequence_length
-        boundaries[rows, 0] = start + at
-        boundaries[rows, 1] = begins - (ends - lengths)[at]
-        found = rows.stop
-        tokens_before = int(ends[-1])
+        at = np.searchsorted(edges[1:], begins, side="right")
+        boundaries[rows, 0] = at + start
+        boundaries[rows, 1] = begins - edges[at]
+        found = max(found, rows.stop)
+        tokens_before = int(edges[-1])
     assert found == num_samples + 1, f"{tokens_before} tokens hold {found - 1} samples, not {num_samples}"
     return boundaries
 

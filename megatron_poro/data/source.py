@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_poro.data.indexed import outside_vocabulary
-from megatron_poro.data.samples import SampleIndex
+from megatron_poro.data.samples import Piece, SampleIndex
 
 
 class Sample(NamedTuple):
@@ -29,12 +29,21 @@ class Source(Protocol):
         """Short name for metrics and messages."""
         ...
 
+    @property
+    def samples_per_epoch(self) -> float:
+        """Samples after which all of its text has been read once; not a whole number, as samples cross epochs."""
+        ...
+
     def __len__(self) -> int:
         """Number of samples."""
         ...
 
     def sample(self, index: int) -> Sample:
         """Sample ``index``, from 0."""
+        ...
+
+    def pieces(self, index: int) -> list[Piece]:
+        """The documents that sample ``index`` is made of; empty for a source that has none."""
         ...
 
 
@@ -45,6 +54,11 @@ class IndexedSource:
         self.name = name
         self._index = index
         self._vocab_size = vocab_size
+
+    @property
+    def samples_per_epoch(self) -> float:
+        """Tokens of the dataset by the length of a sample."""
+        return self._index.dataset.num_tokens / self._index.sequence_length
 
     def __len__(self) -> int:
         return len(self._index)
@@ -60,3 +74,7 @@ class IndexedSource:
             bad = tokens[(tokens < 0) | (tokens >= self._vocab_size)]
             raise outside_vocabulary(self._index.dataset, int(bad[0]), self._vocab_size)
         return Sample(tokens)
+
+    def pieces(self, index: int) -> list[Piece]:
+        """The parts of documents that sample ``index`` is made of."""
+        return self._index.pieces(index)

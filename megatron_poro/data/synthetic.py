@@ -8,6 +8,7 @@ is 0.48 instead of ln 256 = 5.55.
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_poro.data.samples import Piece
 from megatron_poro.data.source import Sample
 from megatron_poro.errors import ConfigError
 
@@ -46,8 +47,17 @@ class SyntheticSource:
         # k applications of the rule are again t -> scale[k] * t + offset[k]
         self._scale, self._offset = _powers(sequence_length + 1, vocab_size)
 
+    @property
+    def samples_per_epoch(self) -> float:
+        """All of its samples."""
+        return self._num_samples
+
     def __len__(self) -> int:
         return self._num_samples
+
+    def pieces(self, index: int) -> list[Piece]:
+        """No documents."""
+        return []
 
     def sample(self, index: int) -> Sample:
         """Sample ``index``, every label counting."""

@@ -172,7 +172,8 @@ def test_an_unknown_key_is_named_with_the_nearest_one(override: str, sentence: s
         ("schedule.decay_tokens=soon", f"schedule.decay_tokens=soon {NO_COUNT}"),
         ("data.train=3", "data.train is a list; write data.train=[...]."),
         ("data.train={a: 1}", "data.train is a list; write data.train=[...]."),
-        ("data.train=[3]", "data.train[0]=3 is not a section; give its keys one by one (name, path, weight)."),
+        ("data.train=[3]", "data.train[0]=3 is not a section; give its keys one by one (name, path, weight, "
+         "published_tokens, remark)."),
         ("data.train=[{name: a, path: b, weight: c}]", "data.train[0].weight=c is not a number."),
         ("data.train.9.weight=1", "data.train.9.weight=1: the list is not that long (list index out of range)."),
         ("run=3", "run is a section and has no value of its own; set its keys, run.<key>=value."),

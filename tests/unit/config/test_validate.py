@@ -34,6 +34,8 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      {"parallel__data": None}),
     ("sizes_are_positive", {"run__stop_after_steps": 0}, None, "run.stop_after_steps=0 must be at least 1.",
      {"run__stop_after_steps": 1}),
+    ("epochs_are_limited_above_zero", {"data__max_epochs": 0.0}, None,
+     "data.max_epochs=0 must be more than 0; null sets no limit.", {"data__max_epochs": 0.5}),
     ("intervals_are_not_negative", {"checkpoint__every_steps": -1}, None,
      "checkpoint.every_steps=-1 must be a number of steps, or 0 for never.", {"checkpoint__every_steps": 0}),
     ("seeds_fit_their_generators", {"data__shuffle_seed": 2**32}, None,

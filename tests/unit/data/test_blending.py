@@ -29,8 +29,12 @@ def test_choices_are_megatrons(weights: list[float], num_samples: int) -> None:
 @pytest.mark.parametrize(
     "weights", [PORO_WEIGHTS, [1.0, 1.0], [1.0, 1.0, 1.0], [0.7, 0.2, 0.1], [0.999, 0.001], list(range(1, 20))]
 )
-def test_choices_are_megatrons_over_many_stretches(weights: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most guesses of where a stretch begins are wrong for these weights; the last group of stretches is a part."""
+@pytest.mark.parametrize("lead", [0, 512])
+def test_choices_are_megatrons_over_many_stretches(
+    weights: list[float], lead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a lead most guesses of where a stretch begins are wrong; the last group of stretches is a part."""
+    monkeypatch.setattr("megatron_poro.data.blending._LEAD", lead)
     monkeypatch.setattr("megatron_poro.data.blending._STRETCHES_AT_ONCE", 4)
     num_samples = 10 * STRETCH + 17
     shares = normalised(weights)
@@ -50,6 +54,30 @@ def test_poro_mixture_follows_its_weights() -> None:
     choices = choose(normalised(PORO_WEIGHTS), 500_000)
     counts = np.bincount(choices.sources, minlength=6)
     np.testing.assert_allclose(counts, 500_000 * normalised(PORO_WEIGHTS), atol=1.0)
+
+
+def furthest(weights: list[float], num_samples: int) -> tuple[float, float]:
+    """How many samples any source is behind, and ahead of, its share at most, over all prefixes."""
+    shares = normalised(weights)
+    sources = choose(shares, num_samples).sources
+    taken = np.cumsum(sources[:, None] == np.arange(len(weights)), axis=0)
+    behind = shares * np.arange(1, num_samples + 1)[:, None] - taken
+    return float(behind.max()), float(-behind.min())
+
+
+@settings(max_examples=60, deadline=None)
+@given(weights=weights_lists | st.lists(st.sampled_from([0.001, 0.004, 0.02, 0.1, 0.97]), min_size=2, max_size=12))
+def test_every_prefix_is_within_the_bounds_that_the_data_page_proves(weights: list[float]) -> None:
+    """Less than one ahead; behind by less than 1 + 1/2 + ... + 1/(sources - 1)."""
+    behind, ahead = furthest(weights, 3000)
+    rounding = 1e-9
+    assert ahead < 1 + rounding
+    assert behind < sum(1 / k for k in range(1, len(weights))) + rounding
+
+
+def test_two_sources_are_never_more_than_one_sample_behind_and_three_may_be() -> None:
+    assert furthest([0.999, 0.001], 5000)[0] < 1.0
+    assert 1.4 < furthest([0.9776, 0.0224, 0.001], 3000)[0] < 1.5
 
 
 def test_ties_go_to_the_source_named_first() -> None:

@@ -89,7 +89,7 @@ def test_sizes_that_do_not_add_up_are_found(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.idx").read_bytes())
     content[34] = 2  # the first document loses a token; both ends still fit
     (tmp_path / "a.idx").write_bytes(content)
-    with pytest.raises(DataError, match=r"add up to 6 tokens .* holds 7"):
+    with pytest.raises(DataError, match=r"a\.idx, byte 50: document 0 .* has 2 tokens .* document 1 begins at 6"):
         IndexedDataset(tmp_path / "a").check_layout()
 
 

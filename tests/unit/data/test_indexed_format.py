@@ -69,9 +69,9 @@ def test_codes_name_megatrons_integer_types(code: int, name: str) -> None:
         (b"MMIDIDX", "a.idx has 7 bytes, an index has at least 34"),
         (HEADER.pack(b"TNTIDX\x00\x00\x01", 1, 4, 0, 1), "begins with b'TNTIDX"),
         (HEADER.pack(b"MMIDIDX\x00\x00", 2, 4, 0, 1), "is version 2 .* reads version 1"),
-        (HEADER.pack(b"MMIDIDX\x00\x00", 1, 6, 0, 1), r"floating point numbers \(code 6\)"),
-        (HEADER.pack(b"MMIDIDX\x00\x00", 1, 7, 0, 1), r"floating point numbers \(code 7\)"),
-        (HEADER.pack(b"MMIDIDX\x00\x00", 1, 9, 0, 1), r"an unknown type \(code 9\)"),
+        (HEADER.pack(b"MMIDIDX\x00\x00", 1, 6, 0, 1), r"floating point numbers \(code 6, byte 17\)"),
+        (HEADER.pack(b"MMIDIDX\x00\x00", 1, 7, 0, 1), r"floating point numbers \(code 7, byte 17\)"),
+        (HEADER.pack(b"MMIDIDX\x00\x00", 1, 9, 0, 1), r"an unknown type \(code 9, byte 17\)"),
     ],
 )
 def test_foreign_headers_are_refused(start: bytes, message: str) -> None:

@@ -78,6 +78,27 @@ def test_mixture_knows_its_names_and_counts(tmp_path: Path) -> None:
     assert mixture.consumed(20).tolist() == np.bincount(drawn, minlength=2).tolist()
 
 
+def test_epochs_are_tokens_read_by_tokens_there_are(tmp_path: Path) -> None:
+    mixture = small_mixture(tmp_path)
+    sizes = [sum(map(len, random_documents(position, 20))) for position in range(2)]
+    for samples in (0, 1, 33, 64):
+        read = mixture.consumed(samples) * 8
+        np.testing.assert_allclose(mixture.epochs(samples), read / sizes, rtol=1e-12)
+
+
+def test_pieces_are_the_tokens_of_the_sample(tmp_path: Path) -> None:
+    """Cut across documents: put together they are the sample, and each lies within its document."""
+    mixture = small_mixture(tmp_path)
+    documents = [random_documents(position, 20) for position in range(2)]
+    for number in range(64):
+        sample, source = mixture.sample(number)
+        pieces = mixture.pieces(number)
+        assert mixture.place(number).source == source
+        assert all(0 <= begin < end <= len(documents[source][document]) for document, begin, end in pieces)
+        joined = [token for document, begin, end in pieces for token in documents[source][document][begin:end]]
+        assert joined == sample.tokens.tolist()
+
+
 def test_building_again_reads_the_cache_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "a", random_documents(0, 5))
     first = build(tmp_path, source(tmp_path))
