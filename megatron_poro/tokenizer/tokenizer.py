@@ -122,6 +122,11 @@ class Tokenizer:
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
 
+    @property
+    def definition(self) -> str:
+        """Text of its ``tokenizer.json``."""
+        return self._definition
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the definition's content, in hex; white space, key order and the form of merges do not count."""
@@ -146,6 +151,19 @@ class Tokenizer:
                 "tokenizer.json and tokenizer_config.json are not of the same tokenizer."
             )
         return token_id
+
+
+def load_backend(folder: Path | str) -> HuggingFaceTokenizer:
+    """The library's own object of any tokenizer folder, which need not name an end-of-document token; cuts no text.
+
+    Raises:
+        DataError: if the folder or ``tokenizer.json`` is missing, or a file in it is damaged.
+    """
+    definition, _ = files.read(Path(folder))
+    backend = _build(definition, f"tokenizer {folder}")
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _build(definition: str, origin: str) -> HuggingFaceTokenizer:

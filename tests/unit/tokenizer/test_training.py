@@ -1,6 +1,9 @@
 """Training a vocabulary: what is guaranteed whatever the texts."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from megatron_poro.errors import ConfigError, DataError
-from megatron_poro.tokenizer.bytes import missing_bytes
+from megatron_poro.tokenizer.bytes import byte_characters, missing_bytes
 from megatron_poro.tokenizer.special_tokens import SPECIAL_TOKENS
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 from megatron_poro.tokenizer.training import train_bpe
+from tests.house.checkout import ROOT
 
 TEXTS = [
     "Sauna lämpiää parhaiten kiireettä, ja löyly on pehmeää.",
@@ -56,11 +60,46 @@ def test_other_texts_give_another_tokenizer(trained: Tokenizer) -> None:
     assert train_bpe(TEXTS[:3], VOCAB_SIZE).fingerprint != trained.fingerprint
 
 
+def test_the_order_of_the_texts_does_not_matter(trained: Tokenizer) -> None:
+    assert train_bpe(reversed(TEXTS), VOCAB_SIZE).fingerprint == trained.fingerprint
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    """The pool of threads is made once in a process, so each number needs a process of its own."""
+    program = (
+        "import pathlib; from megatron_poro.tokenizer.training import train_bpe; "
+        "texts = [path.read_text('utf-8') for path in sorted(pathlib.Path('docs').glob('*.md'))]; "
+        "print(train_bpe(texts * 3, 2500).fingerprint)"
+    )
+    fingerprints = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**os.environ, "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for threads in (1, 4)
+    }
+    assert len(fingerprints) == 1
+
+
 def test_without_the_byte_alphabet_unseen_bytes_are_lost(trained: Tokenizer) -> None:
     original_way = train_bpe(TEXTS, 100, byte_alphabet=False)
     assert ord("%") in missing_bytes(original_way)
     assert original_way.decode(original_way.encode("100 %")) != "100 %"
     assert missing_bytes(trained) == []
+
+
+def test_without_the_byte_alphabet_the_ids_are_specials_then_seen_bytes_then_merges() -> None:
+    original_way = train_bpe(TEXTS, 100, byte_alphabet=False)
+    seen = {byte for text in TEXTS for byte in text.encode("utf-8")}
+    assert set(range(256)) - set(missing_bytes(original_way)) == seen
+    assert original_way.vocab_size == 100
+    assert [original_way.token_id(token) for token in SPECIAL_TOKENS] == list(range(24))
+    seen_ids = {original_way.token_id(character) for b, character in enumerate(byte_characters()) if b in seen}
+    assert seen_ids == set(range(24, 24 + len(seen)))
 
 
 def test_a_vocabulary_without_room_for_bytes_is_refused() -> None:
