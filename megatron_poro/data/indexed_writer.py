@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from megatron_poro.data.durable import DurableFile, refusals_as_data_errors
 from megatron_poro.data.indexed_format import IndexPart, bin_path, idx_path, token_type, write_index
+from megatron_poro.data.manifest import manifest_path
 from megatron_poro.data.metadata import DatasetMetadata, metadata_path
 from megatron_poro.errors import DataError
 
@@ -109,6 +110,7 @@ def publish_dataset(prefix: Path, *, tokens: DurableFile, index: DurableFile, me
         with refusals_as_data_errors(prefix):
             idx_path(prefix).unlink(missing_ok=True)
             metadata_path(prefix).unlink(missing_ok=True)
+            manifest_path(prefix).unlink(missing_ok=True)
         for file in (tokens, *sides, index):
             file.publish()
     finally:

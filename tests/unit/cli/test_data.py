@@ -1,14 +1,18 @@
+import io
 import json
 import logging
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
 
 from megatron_poro.cli.data import main
+from megatron_poro.cli.data_tokenize import Reporter
 from megatron_poro.data.indexed import IndexedDataset
+from megatron_poro.data.tokenizing import TokenizingProgress
 from megatron_poro.tokenizer.bytes import byte_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -54,9 +58,11 @@ def test_progress_is_logged_now_and_then(
 ) -> None:
     assert tokenize(tmp_path, tokenizer, "quick", ["a", "b"], "--workers", "1") == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("megatron_poro.cli.data.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("megatron_poro.cli.data_tokenize.REPORT_SECONDS", 0.0)
     assert tokenize(tmp_path, tokenizer, "slow", ["a", "b"], "--workers", "1") == 0
-    assert "2 documents, 4 tokens, " in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "100.0% of the corpus, " in shown
+    assert "2 documents, 4 tokens, " in shown
 
 
 def test_several_workers_give_the_same_files(tmp_path: Path, tokenizer: str) -> None:
@@ -119,9 +125,112 @@ def test_existing_output_needs_overwrite(tmp_path: Path, tokenizer: str, capsys:
     assert IndexedDataset(tmp_path / "data" / "a").num_tokens == 8
 
 
+def test_shards_are_made_and_joined(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"document {i}" for i in range(50)]
+    assert tokenize(tmp_path, tokenizer, "a", texts, "--workers", "1") == 0
+    whole = [(tmp_path / f"data/a{suffix}").read_bytes() for suffix in (".bin", ".idx", ".manifest.json")]
+    for shard in ("0/2", "1/2"):
+        assert tokenize(tmp_path, tokenizer, "a", texts, "--workers", "1", "--shard", shard) == 0
+    assert (tmp_path / "data/a.shard-00001-of-00002.idx").exists()
+    assert main(["merge", "--shards", "--output", str(tmp_path / "data/a"), "--overwrite"]) == 0
+    assert "a: 50 documents, 630 tokens from 2 datasets" not in capsys.readouterr().err
+    assert whole == [(tmp_path / f"data/a{suffix}").read_bytes() for suffix in (".bin", ".idx", ".manifest.json")]
+
+
+def test_malformed_lines_are_named_and_counted_when_skipped(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "a.jsonl"
+    corpus.write_text('{"text": "a"}\n{"text": \n{"text": "b"}\n')
+    command = ["tokenize", "--input", str(corpus), "--output", str(tmp_path / "a"), "--tokenizer", tokenizer]
+    assert main([*command, "--workers", "1"]) == 2
+    assert f"{corpus} line 2 is not valid JSON" in capsys.readouterr().err
+    assert main([*command, "--workers", "1", "--malformed", "skip"]) == 0
+    shown = capsys.readouterr()
+    assert f"left out: {corpus} line 2 is not valid JSON" in shown.err
+    assert "2 documents, 4 tokens, 0 empty documents left out, 1 records dropped" in shown.out
+
+
+def test_second_time_says_that_it_was_complete(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = write_corpus(tmp_path / "a.jsonl", ["a"])
+    command = ["tokenize", "--input", corpus, "--output", str(tmp_path / "a"), "--tokenizer", tokenizer]
+    assert main([*command, "--workers", "1"]) == 0
+    assert main([*command, "--workers", "1"]) == 0
+    assert "a: was complete, 1 documents, 2 tokens; nothing done" in capsys.readouterr().out
+
+
+def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("megatron_poro.cli.data_tokenize.REDRAW_SECONDS", 0.0)
+    with Reporter("data/finnish") as reporter:
+        reporter(TokenizingProgress(1, 500, 0, 0, 25, 100, 0))
+        reporter(TokenizingProgress(3, 1000, 0, 0, 50, 100, 0))
+    *_, last = terminal.getvalue().split("\r\x1b[K")
+    assert last.startswith(f"finnish [{'#' * 12}{' ' * 12}] 50.0% of the corpus, 0:00:0")
+    assert " left, 3 documents, 1,000 tokens, " in last
+    assert last.endswith(" tokens/s\n")
+
+
+def test_audit_ends_with_status_2_and_the_place(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenize(tmp_path, tokenizer, "a", ["Hyvää"], "--workers", "1")
+    tokenize(tmp_path, tokenizer, "b", ["Hyvää"], "--workers", "1")
+    prefixes = [str(tmp_path / "data" / name) for name in "ab"]
+    assert main(["audit", *prefixes]) == 0
+    assert "a: whole; 1 documents, 8 tokens, largest id 219 (layout, ids and checksums)" in capsys.readouterr().out
+    tokens = tmp_path / "data" / "b.bin"
+    tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
+    assert main(["audit", *prefixes]) == 2
+    shown = capsys.readouterr()
+    assert "b: FAULTY" in shown.out
+    assert f"poro data: {tokens} bytes 0 to 16, the documents of {tmp_path / 'b.jsonl'}: SHA-256 is" in shown.err
+
+
+def test_report_prints_a_table_and_writes_a_picture(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenize(tmp_path, tokenizer, "a", ["same", "same", "other\ufffd"], "--workers", "1")
+    capsys.readouterr()
+    prefix, picture = str(tmp_path / "data" / "a"), tmp_path / "a.svg"
+    assert main(["report", prefix, "--tokenizer", tokenizer, "--picture", str(picture)]) == 0
+    head, row, repeated, _ = capsys.readouterr().out.splitlines()
+    assert head.startswith("dataset")
+    assert head.endswith("odd characters")
+    assert row.split() == ["a", "3", "19", "1.00", "5", "9", "33.33%", "7.1429%"]
+    assert repeated == "a: 2 times: same"
+    assert xml.etree.ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_every_verb_answers_help_without_torch() -> None:
+    imports = "import sys; sys.modules['torch'] = None; from megatron_poro.cli.data import main"
+    code = f"{imports}; main([sys.argv[1], '--help'])"
+    for verb in ("tokenize", "merge", "inspect", "audit", "report"):
+        result = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True, check=False)
+        assert result.stdout.startswith(f"usage: poro data {verb}"), result.stderr
+
+
+def test_unknown_verb_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenise"]) == 2
+    assert "tokenise is not a verb; use one of prepare, tokenize, merge" in capsys.readouterr().err
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "  audit     prove that datasets are whole" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["merge", "--shards", "--output", "m"], "no shards of m are there"),
+        (
+            ["tokenize", "--input", "a", "--output", "m", "--tokenizer", "t", "--shard", "2/2"],
+            "--shard 2/2 must be I/N with I from 0 to N - 1",
+        ),
         (["inspect", "nowhere"], "nowhere.idx does not exist"),
         (["merge", "--input", "nowhere", "--output", "m"], "nowhere.idx does not exist"),
         (["tokenize", "--input", "a.jsonl", "--output", "m", "--tokenizer", "nowhere"], "nowhere does not exist"),

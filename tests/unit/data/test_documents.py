@@ -1,15 +1,26 @@
 import gzip
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_poro.data.documents import Lines, read_chunks, read_texts
+from megatron_poro.data.corpus_files import chunks_of_file
+from megatron_poro.data.documents import (
+    Dropped,
+    FileReader,
+    Malformed,
+    RecordReader,
+    read_documents,
+    read_texts,
+    reader_of_key,
+)
 from megatron_poro.errors import DataError
 
 TEXTS = ["Hyvää päivää", "", "two\nlines", "\N{GRINNING FACE} tail "] + [f"document {i}" * 40 for i in range(50)]
@@ -50,15 +61,67 @@ def test_last_line_needs_no_newline_and_white_lines_are_passed_over(tmp_path: Pa
     assert list(read_texts(tmp_path / "a.jsonl")) == ["a", "b"]
 
 
-def test_chunks_hold_about_as_many_bytes_as_asked_and_know_their_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json_lines(["x" * 80] * 10))
-    chunks = list(read_chunks(tmp_path / "a.jsonl", chunk_bytes=300))
-    assert [str(chunk).removeprefix(str(tmp_path)) for chunk in chunks] == [
-        "/a.jsonl lines 1 to 3",
-        "/a.jsonl lines 4 to 6",
-        "/a.jsonl lines 7 to 9",
-        "/a.jsonl lines 10 to 10",
+@pytest.mark.parametrize("name", [*ENCODINGS, "a.parquet"])
+@pytest.mark.parametrize("chunk_bytes", [1, 70, 100_000])
+def test_parts_that_meet_hold_every_record_once(tmp_path: Path, name: str, chunk_bytes: int) -> None:
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), path, row_group_size=7)
+    else:
+        path.write_bytes(ENCODINGS[name](json_lines(TEXTS)))
+    reader, size = reader_of_key(), path.stat().st_size
+    bounds = [0, 1, 25, 26, 27, size // 2, size // 2 + 1, size - 1, size]
+    read = [
+        document
+        for begin, end in pairwise(bounds)
+        for chunk in reader.chunks(path, chunk_bytes=chunk_bytes, begin=begin, end=end)
+        for document in reader.documents(chunk)
     ]
+    assert read == TEXTS
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_lines_are_counted_from_the_start_of_the_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(ENCODINGS[name](json_lines(["x" * 80] * 10) + b"\n{\n"))
+    chunks = list(chunks_of_file(tmp_path / name, chunk_bytes=300))
+    assert len(chunks) > 1 or name.endswith(".gz") or name.endswith(".zst")
+    problems = [
+        document.problem
+        for chunk in chunks
+        for document in reader_of_key().documents(chunk)
+        if isinstance(document, Malformed)
+    ]
+    assert len(problems) == 1
+    assert f"{name} line 12 is not valid JSON" in problems[0]
+
+
+def test_rule_of_a_source_drops_makes_and_refuses(tmp_path: Path) -> None:
+    def extract(record: Mapping[str, Any]) -> list[str | Dropped]:
+        if record["kind"] == "book":
+            return [Dropped("book")]
+        return [record["text"], record["text"].upper()]
+
+    records = [{"kind": "book"}, {"kind": "web", "text": "a"}, {"text": "b"}, {"kind": "web", "text": 3}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    documents = list(read_documents(tmp_path / "a.jsonl", RecordReader("rule", extract)))
+    assert documents[:3] == [Dropped("book"), "a", "A"]
+    assert [type(document) for document in documents[3:]] == [Malformed, Malformed]
+    assert "a.jsonl line 3 has no key 'kind'." in str(documents[3])
+
+
+def test_function_of_a_file_is_a_reader_too(tmp_path: Path) -> None:
+    def read(path: Path) -> Iterator[str | Dropped | Malformed]:
+        yield from (line or Dropped("empty") for line in path.read_text().split("|"))
+        yield "\ud800"
+
+    (tmp_path / "a.txt").write_text("one||two")
+    reader = FileReader("bars", read)
+    *documents, last = read_documents(tmp_path / "a.txt", reader)
+    assert documents == ["one", Dropped("empty"), "two"]
+    assert isinstance(last, Malformed)
+    assert "a.txt document 4 holds half of a surrogate pair" in last.problem
+    assert list(reader.chunks(tmp_path / "a.txt", begin=3)) == []
+    assert len(list(reader.chunks(tmp_path / "a.txt", chunk_bytes=1))) == 4
 
 
 @pytest.mark.parametrize(
@@ -67,7 +130,7 @@ def test_chunks_hold_about_as_many_bytes_as_asked_and_know_their_lines(tmp_path:
         ('{"text": "a"', r"a\.jsonl line 3 is not valid JSON"),
         ("\xff", r"a\.jsonl line 3 is not valid JSON in UTF-8"),
         ('{"content": "a", "id": 1}', r"line 3 has no key 'text'; it is an object with keys \['content', 'id'\]"),
-        ('["a"]', "line 3 has no key 'text'; it is a list"),
+        ('["a"]', "line 3 has no keys; it is a list"),
         ('{"text": null}', "line 3 has a NoneType under 'text'"),
         (r'{"text": "a\ud800b"}', "line 3 holds half of a surrogate pair"),
     ],
@@ -77,11 +140,6 @@ def test_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(good + b"\n" + line.encode("latin-1") + b"\n" + good)
     with pytest.raises(DataError, match=message):
         list(read_texts(tmp_path / "a.jsonl"))
-
-
-def test_lines_are_counted_from_the_start_of_the_file() -> None:
-    with pytest.raises(DataError, match="x line 102"):
-        Lines(Path("x"), 101, [b'{"text": ""}', b"{"]).texts("text")
 
 
 def test_missing_parquet_column_is_named(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_damaged_shard_leaves_no_output(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.idx").read_bytes())
     content[34] = 1
     (tmp_path / "a.idx").write_bytes(content)
-    with pytest.raises(DataError, match="add up to 2 tokens"):
+    with pytest.raises(DataError, match="document 0 .* has 1 tokens"):
         merge_datasets([tmp_path / "a"], tmp_path / "m")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "a.idx"]
 
