@@ -60,6 +60,12 @@ SOURCE_LOSS = Metric(
 SOURCE_TOKENS = Metric(
     "data/<source>/tokens", "tokens", Reduction.SUM, "Loss tokens of one source since the last line."
 )
+SOURCE_CONSUMED_TOKENS = Metric(
+    "data/<source>/consumed_tokens", "tokens", Reduction.LAST, "Tokens of one source read so far."
+)
+SOURCE_EPOCHS = Metric(
+    "data/<source>/epochs", "epochs", Reduction.LAST, "How many times one source has been read so far."
+)
 SOURCE_VALIDATION_LOSS = Metric(
     "data/<source>/validation_loss",
     "nats/token",
@@ -103,6 +109,8 @@ ALL_METRICS: tuple[Metric, ...] = (
     GRAD_NORM,
     SOURCE_LOSS,
     SOURCE_TOKENS,
+    SOURCE_CONSUMED_TOKENS,
+    SOURCE_EPOCHS,
     SOURCE_VALIDATION_LOSS,
     VALIDATION_LOSS,
     STEP_SECONDS,

@@ -37,6 +37,7 @@ class Tracker:
         sources: names of the training mixture's sources, in its order.
         validation_sources: the same for the validation mixture.
         speed: turns seconds into tokens/s and TFLOP/s.
+        consumption: for a number of samples of the run, the tokens and epochs read of each source.
         peak_memory: most device memory held so far in bytes, or ``None`` where that has no meaning.
         clock: monotonic seconds.
         wall_clock: seconds since 1970.
@@ -49,6 +50,7 @@ class Tracker:
         sources: Sequence[str],
         validation_sources: Sequence[str] = (),
         speed: SpeedOfRun,
+        consumption: Callable[[int], Sequence[tuple[int, float]]] = lambda samples: (),
         peak_memory: Callable[[], int | None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
         wall_clock: Callable[[], float] = time.time,
@@ -57,6 +59,7 @@ class Tracker:
         self._sources = tuple(sources)
         self._validation_sources = tuple(validation_sources)
         self._speed = speed
+        self._consumption = consumption
         self._peak_memory = peak_memory
         self._clock = clock
         self._wall_clock = wall_clock
@@ -130,6 +133,7 @@ class Tracker:
         }
         if self._steps:
             line |= self._step_metrics()
+            line |= self._consumption_metrics(position.samples)
         if self._validation is not None:
             line |= self._validation_metrics(self._validation)
         if (memory := self._peak_memory()) is not None:
@@ -166,6 +170,14 @@ class Tracker:
         for source, count in zip(self._sources, _column_sums(weights), strict=True):
             line[names.SOURCE_TOKENS.of(source)] = int(count)
         return line | self._speed_metrics(seconds, len(rows))
+
+    def _consumption_metrics(self, samples: int) -> dict[str, Number]:
+        """Where the run stands in each source; also sources that gave nothing lately are told."""
+        line: dict[str, Number] = {}
+        for source, (tokens, epochs) in zip(self._sources, self._consumption(samples), strict=False):
+            line[names.SOURCE_CONSUMED_TOKENS.of(source)] = tokens
+            line[names.SOURCE_EPOCHS.of(source)] = round(epochs, 6)
+        return line
 
     def _speed_metrics(self, seconds: float, steps: int) -> dict[str, Number]:
         speed = self._speed.of(seconds, steps)

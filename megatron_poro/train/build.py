@@ -101,7 +101,7 @@ def build_run(
     with world.together():
         if world.is_first:
             folder.write_config(config)
-            run.tracker = _tracker(run, training.names, wandb_mode)
+            run.tracker = _tracker(run, training, wandb_mode)
     return run
 
 
@@ -184,7 +184,7 @@ def _require_no_checkpoints(run: Run) -> None:
         )
 
 
-def _tracker(run: Run, sources: tuple[str, ...], wandb_mode: WandbMode) -> Tracker:
+def _tracker(run: Run, training: Mixture, wandb_mode: WandbMode) -> Tracker:
     """The tracker of the first process, with all sinks; the metrics file is put back to the run's step."""
     config = run.config
     sinks: list[Sink] = [console_sink(run.plan.total_steps), JsonLinesSink(run.folder.metrics, run.progress.step)]
@@ -199,11 +199,18 @@ def _tracker(run: Run, sources: tuple[str, ...], wandb_mode: WandbMode) -> Track
         sinks.append(WandbSink(told))
     return Tracker(
         sinks,
-        sources=sources,
+        sources=training.names,
+        consumption=lambda samples: consumption(training, samples, config.data.sequence_length),
         validation_sources=[source.name for source in config.data.validation],
         speed=_speed(config, run.plan, run.processes.launch.size),
         peak_memory=peak_memory_probe(run.processes.device),
     )
+
+
+def consumption(mixture: Mixture, samples: int, sequence_length: int) -> list[tuple[int, float]]:
+    """Tokens and epochs read of each source after the first ``samples`` samples of a run."""
+    counts, epochs = mixture.consumed(samples).tolist(), mixture.epochs(samples).tolist()
+    return [(count * sequence_length, read) for count, read in zip(counts, epochs, strict=True)]
 
 
 def _speed(config: TrainConfig, plan: RunPlan, devices: int) -> SpeedOfRun:

@@ -16,6 +16,7 @@ import wandb
 from megatron_poro.cli.train import main
 from megatron_poro.config.load import from_yaml
 from megatron_poro.data.batch import Batch
+from megatron_poro.data.indexed import IndexedDataset
 from megatron_poro.data.indexed_writer import IndexedWriter
 from megatron_poro.engine.engine import StepResult
 from megatron_poro.engine.local import LocalEngine
@@ -88,6 +89,21 @@ def test_first_step_runs_at_rate_zero_and_counts_are_of_the_global_batch(corpora
     assert [line[names.SAMPLES.key] for line in lines] == [BATCH * n for n in range(1, STEPS + 1)]
     for line in lines:
         assert sum(line[names.SOURCE_TOKENS.of(source)] for source in TEXTS) == TOKENS_PER_STEP
+
+
+def test_tokens_and_epochs_of_every_source_count_from_the_start(corpora: ToyCorpora, tmp_path: Path) -> None:
+    main(corpora.arguments(tmp_path))
+    read = dict.fromkeys(TEXTS, 0)
+    for line in RunOnDisk(tmp_path).lines():
+        for source in TEXTS:
+            read[source] += line[names.SOURCE_TOKENS.of(source)]
+            assert line[names.SOURCE_CONSUMED_TOKENS.of(source)] == read[source]
+            available = read[source] / line[names.SOURCE_EPOCHS.of(source)]
+            assert available == pytest.approx(_tokens_of(corpora, source), rel=0.05)
+
+
+def _tokens_of(corpora: ToyCorpora, source: str) -> int:
+    return IndexedDataset(corpora.folder / f"{source}.train").num_tokens
 
 
 def test_loss_of_a_line_is_the_mean_over_its_sources(corpora: ToyCorpora, tmp_path: Path) -> None:

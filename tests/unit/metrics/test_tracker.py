@@ -209,7 +209,13 @@ def test_close_closes_every_sink() -> None:
 def test_every_key_a_line_can_hold_is_in_the_table() -> None:
     recorder, clock = _Recorder(), _Clock()
     tracker = Tracker(
-        [recorder], sources=["a"], validation_sources=["a"], speed=_SPEED, clock=clock, peak_memory=lambda: 7
+        [recorder],
+        sources=["a"],
+        validation_sources=["a"],
+        speed=_SPEED,
+        consumption=lambda samples: [(10 * samples, 0.5)],
+        clock=clock,
+        peak_memory=lambda: 7,
     )
     tracker.record_step(
         loss=torch.tensor(1.0),
@@ -223,3 +229,5 @@ def test_every_key_a_line_can_hold_is_in_the_table() -> None:
     tracker.flush(Position(1, 1, 1))
     expected = {m.of("a") if "<source>" in m.key else m.key for m in names.ALL_METRICS}
     assert set(recorder.lines[0]) == expected
+    assert recorder.lines[0][names.SOURCE_CONSUMED_TOKENS.of("a")] == 10
+    assert recorder.lines[0][names.SOURCE_EPOCHS.of("a")] == 0.5
