@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.recipes import starcoder
+from data_prep.recipes.poro_34b.tatoeba import PAPER_SEPARATOR
 from data_prep.recipes.sample import own_texts, standard_library
 from data_prep.recipes.sample.documents import Document, Source, split
-from data_prep.recipes.tatoeba import PAPER_SEPARATOR
 from megatron_poro.data.durable import durable_write
 from megatron_poro.errors import PoroError
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from data_prep.recipes.poro_34b.tatoeba import PAPER_SEPARATOR, translation_documents
 from data_prep.recipes.sample.documents import Document
-from data_prep.recipes.tatoeba import PAPER_SEPARATOR, translation_documents
 from megatron_poro.errors import DataError
 
 FOLDER = Path(__file__).parent

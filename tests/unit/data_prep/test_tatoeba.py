@@ -1,6 +1,6 @@
 """The documents of a sentence pair."""
 
-from data_prep.recipes.tatoeba import translation_documents
+from data_prep.recipes.poro_34b.tatoeba import translation_documents
 
 
 def test_each_direction_is_asked_for_in_the_language_of_its_source() -> None:
