@@ -23,6 +23,7 @@ from megatron_poro.engine.optimizer import (
     set_step_count,
 )
 from megatron_poro.engine.tally import LossTally
+from megatron_poro.errors import EngineError
 from megatron_poro.models.causal_lm import CausalLM
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.groups import ParallelGroups
@@ -79,7 +80,7 @@ class LocalEngine:
         norm = sum_of_squares(self._gradients.values(), self._device).sqrt()
         try:
             require_finite(loss=loss, grad_norm=norm, consumed_samples=consumed_samples)
-        except Exception:
+        except EngineError:
             self._zero_gradients()
             raise
         clip_(self._gradients.values(), norm=norm, clip_norm=self._config.clip_norm)
