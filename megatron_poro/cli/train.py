@@ -1,7 +1,7 @@
 """``poro train``: one process of a training run. ``torchrun`` starts several; without it there is one.
 
 The config is checked before torch is loaded and before processes meet, so a wrong key costs a second. Exit codes are
-:class:`megatron_poro.train.guards.ExitCode`.
+:class:`megatron_poro.train.exit_code.ExitCode`.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from megatron_poro.config.run import EngineKind, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import ConfigError, PoroError
 from megatron_poro.metrics.wandb_sink import WandbMode
-from megatron_poro.train.guards import ExitCode, StopRequest
+from megatron_poro.train.control import StopRequest
+from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.launch import Launch
 
 

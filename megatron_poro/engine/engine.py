@@ -1,6 +1,6 @@
 """The seam between the training loop and what runs a step: one process with plain torch, or a DeepSpeed pipeline."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -11,6 +11,14 @@ from megatron_poro.data.batch import Batch
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.shards import ShardSpec
 
+StepGate = Callable[[float, float], bool]
+"""Decides from the loss and the gradient norm of a step whether it may change the weights."""
+
+
+def accept_every_step(loss: float, grad_norm: float) -> bool:
+    """The gate that lets every finite step pass."""
+    return True
+
 
 class StepResult(NamedTuple):
     """What one optimizer step did; the same on every process.
@@ -20,12 +28,15 @@ class StepResult(NamedTuple):
         grad_norm: global L2 norm of the gradient before clipping, scalar fp32.
         source_loss_sums: fp32 ``[num_sources]``, sum of losses per source over the global batch.
         source_weights: fp32 ``[num_sources]``, number of loss tokens per source over the global batch.
+        taken: whether the step changed the weights. A step that was refused has changed nothing, neither weights nor
+            moments nor the optimizer's count.
     """
 
     loss: Tensor
     grad_norm: Tensor
     source_loss_sums: Tensor
     source_weights: Tensor
+    taken: bool
 
 
 class EvalResult(NamedTuple):
@@ -80,16 +91,24 @@ class Engine(Protocol):
         """Whether this process reads batches (first and last pipeline stage); others are given an empty list."""
         ...
 
-    def train_step(self, microbatches: Sequence[Batch], *, learning_rate: float, consumed_samples: int) -> StepResult:
+    def train_step(
+        self,
+        microbatches: Sequence[Batch],
+        *,
+        learning_rate: float,
+        consumed_samples: int,
+        gate: StepGate = accept_every_step,
+    ) -> StepResult:
         """One optimizer step over this data rank's microbatches, in order.
+
+        The step is refused on all processes alike if the loss or a gradient is not finite, or the gate of any process
+        says no.
 
         Args:
             microbatches: as many as the step has, all of one shape; empty where ``needs_data`` is false.
             learning_rate: rate of this step.
             consumed_samples: samples of the run before this step; fixes the dropout masks.
-
-        Raises:
-            EngineError: if the loss or a gradient is not finite, on every process alike; no parameter has changed.
+            gate: asked once about a finite step, on every process, after the gradient is known and before it is used.
         """
         ...
 

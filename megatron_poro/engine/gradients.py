@@ -1,11 +1,13 @@
 """The gradient as a whole: its norm, clipping, and the decision whether a step may be taken."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from megatron_poro.errors import EngineError
+from megatron_poro.engine.engine import StepGate
+from megatron_poro.parallel.agreement import World
 
 
 def sum_of_squares(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
@@ -23,20 +25,14 @@ def clip_(gradients: Iterable[Tensor], *, norm: Tensor, clip_norm: float) -> Non
         torch._foreach_mul_(list(gradients), factor)
 
 
-def is_finite(*, loss: Tensor, grad_norm: Tensor) -> bool:
-    """Whether a step may be taken; both are global values, so every process decides alike."""
-    return bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+def may_step(gate: StepGate, *, loss: Tensor, grad_norm: Tensor, world: World) -> bool:
+    """Whether a step may be taken. A collective call with one answer: two replicas may round a norm differently.
 
-
-def require_finite(*, loss: Tensor, grad_norm: Tensor, consumed_samples: int) -> None:
-    """Reports a step that could not be taken because its loss or gradient is not a number.
-
-    Raises:
-        EngineError: naming both values and the samples of the step.
+    Args:
+        gate: asked if both values are finite.
+        loss, grad_norm: global values, scalar.
+        world: all processes of the run.
     """
-    if not is_finite(loss=loss, grad_norm=grad_norm):
-        raise EngineError(
-            f"the step that begins at sample {consumed_samples} has loss {float(loss)} and gradient norm "
-            f"{float(grad_norm)}: not finite. No weight was changed and nothing is saved after this; look at those "
-            "samples, or lower schedule.learning_rate or engine.precision=fp32, and resume from the last checkpoint."
-        )
+    values = float(loss), float(grad_norm)
+    refused = not all(map(math.isfinite, values)) or not gate(*values)
+    return not world.any(refused)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from megatron_poro.config.run import OptimizerConfig
 from megatron_poro.data.batch import Batch
-from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepResult
-from megatron_poro.engine.gradients import clip_, require_finite, sum_of_squares
+from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepGate, StepResult, accept_every_step
+from megatron_poro.engine.gradients import clip_, may_step, sum_of_squares
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import (
     adamw,
@@ -23,7 +23,6 @@ from megatron_poro.engine.optimizer import (
     set_step_count,
 )
 from megatron_poro.engine.tally import LossTally
-from megatron_poro.errors import EngineError
 from megatron_poro.models.causal_lm import CausalLM
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.groups import ParallelGroups
@@ -73,22 +72,26 @@ class LocalEngine:
     def needs_data(self) -> bool:
         return True
 
-    def train_step(self, microbatches: Sequence[Batch], *, learning_rate: float, consumed_samples: int) -> StepResult:
+    def train_step(
+        self,
+        microbatches: Sequence[Batch],
+        *,
+        learning_rate: float,
+        consumed_samples: int,
+        gate: StepGate = accept_every_step,
+    ) -> StepResult:
         self._clock.start_step(consumed_samples)
         tally = self.accumulate(microbatches)
         loss = LossTally.mean(tally)
         norm = sum_of_squares(self._gradients.values(), self._device).sqrt()
-        try:
-            require_finite(loss=loss, grad_norm=norm, consumed_samples=consumed_samples)
-        except EngineError:
-            self._zero_gradients()
-            raise
-        clip_(self._gradients.values(), norm=norm, clip_norm=self._config.clip_norm)
-        set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
+        taken = may_step(gate, loss=loss, grad_norm=norm, world=self.groups.world)
+        if taken:
+            clip_(self._gradients.values(), norm=norm, clip_norm=self._config.clip_norm)
+            set_learning_rate(self._optimizer, learning_rate)
+            self._optimizer.step()
+            self._refresh_weights()
         self._zero_gradients()
-        self._refresh_weights()
-        return StepResult(loss, norm, tally[0], tally[1])
+        return StepResult(loss, norm, tally[0], tally[1], taken)
 
     def accumulate(self, microbatches: Sequence[Batch]) -> Tensor:
         """Forward and backward of a step's microbatches; leaves the mean gradient in fp32.

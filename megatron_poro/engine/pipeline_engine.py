@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from megatron_poro.config.run import OptimizerConfig, PipelineSchedule, Precision
 from megatron_poro.data.batch import Batch
 from megatron_poro.engine.deepspeed_config import deepspeed_config
-from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepResult
-from megatron_poro.engine.gradients import clip_, is_finite, require_finite, sum_of_squares
+from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepGate, StepResult, accept_every_step
+from megatron_poro.engine.gradients import clip_, may_step, sum_of_squares
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import (
     adamw,
@@ -84,6 +84,7 @@ class PipelineEngine:
         self._tally = LossTally(num_sources, device)
         self._loss_scale = torch.ones((), device=device)
         self._result: StepResult | None = None
+        self._gate: StepGate = accept_every_step
         self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
         dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
         module = build_stages(
@@ -117,7 +118,15 @@ class PipelineEngine:
     def needs_data(self) -> bool:
         return self.groups.is_first_stage or self.is_loss_stage
 
-    def train_step(self, microbatches: Sequence[Batch], *, learning_rate: float, consumed_samples: int) -> StepResult:
+    def train_step(
+        self,
+        microbatches: Sequence[Batch],
+        *,
+        learning_rate: float,
+        consumed_samples: int,
+        gate: StepGate = accept_every_step,
+    ) -> StepResult:
+        self._gate = gate
         self._clock.start_step(consumed_samples)
         set_learning_rate(self._base_optimizer, learning_rate)
         self._tally.clear()
@@ -125,8 +134,6 @@ class PipelineEngine:
         self._set_loss_scale([targets for _, targets in inputs])
         self._deepspeed.train_batch(data_iter=iter(inputs))
         assert self._result is not None, "the schedule took no optimizer step"
-        if self._capture is None:
-            require_finite(loss=self._result.loss, grad_norm=self._result.grad_norm, consumed_samples=consumed_samples)
         return self._result
 
     def gradients(self, microbatches: Sequence[Batch]) -> Iterator[tuple[nn.Parameter, Tensor]]:
@@ -211,12 +218,12 @@ class PipelineEngine:
         squares = sum_of_squares((g for p, g in views if self._counts_in_norm(p)), self._device)
         squares, values = self._global_tally(squares)
         norm, loss = squares.sqrt(), LossTally.mean(values)
-        self._result = StepResult(loss, norm, values[0], values[1])
+        taken = self._capture is None and may_step(self._gate, loss=loss, grad_norm=norm, world=self.groups.world)
+        self._result = StepResult(loss, norm, values[0], values[1], taken)
         if self._capture is not None:
             self._capture(views)
-        elif is_finite(loss=loss, grad_norm=norm):
+        if taken:
             self._update(norm)
-        # a refused step is reported once the schedule has ended: DeepSpeed does not survive an exception inside it
         self._drop_gradients()
 
     def _update(self, norm: Tensor) -> None:

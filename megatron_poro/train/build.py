@@ -29,9 +29,9 @@ from megatron_poro.parallel.topology import Topology
 from megatron_poro.schedule.plan import RunPlan, plan_run
 from megatron_poro.schedule.progress import Progress
 from megatron_poro.tokenizer.tokenizer import Tokenizer
+from megatron_poro.train.checkpointing import require_same_loss
+from megatron_poro.train.control import StopRequest
 from megatron_poro.train.folder import RunFolder
-from megatron_poro.train.guards import StopRequest
-from megatron_poro.train.periodic import require_same_loss
 from megatron_poro.train.processes import Processes
 from megatron_poro.train.run import Run, Validation
 

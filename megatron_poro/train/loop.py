@@ -1,9 +1,11 @@
 """The training loop. Everything that is not a step happens in :mod:`megatron_poro.train.periodic`."""
 
 from megatron_poro.logs import get_logger
-from megatron_poro.train.guards import ExitCode
-from megatron_poro.train.periodic import after_step, save
+from megatron_poro.train.checkpointing import save
+from megatron_poro.train.exit_code import ExitCode
+from megatron_poro.train.periodic import after_step
 from megatron_poro.train.run import Run
+from megatron_poro.train.step_guard import require_taken
 
 logger = get_logger(__name__)
 
@@ -38,6 +40,7 @@ def train_step(run: Run) -> None:
     result = run.engine.train_step(
         microbatches, learning_rate=step.learning_rate, consumed_samples=run.progress.samples
     )
+    require_taken(result, run.progress)
     run.progress = run.plan.advance(run.progress)
     run.tracker.record_step(
         loss=result.loss,

@@ -10,8 +10,8 @@ from megatron_poro.metrics.tracker import Position, Tracker
 from megatron_poro.schedule.plan import RunPlan
 from megatron_poro.schedule.progress import Progress
 from megatron_poro.tokenizer.tokenizer import Tokenizer
+from megatron_poro.train.control import StopRequest
 from megatron_poro.train.folder import RunFolder
-from megatron_poro.train.guards import StopRequest
 from megatron_poro.train.processes import Processes
 
 

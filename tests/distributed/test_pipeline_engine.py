@@ -8,28 +8,35 @@ import torch
 
 from megatron_poro.config.run import PipelineSchedule, Precision, TrainConfig
 from megatron_poro.engine.pipeline_engine import PipelineEngine
-from megatron_poro.errors import EngineError, TopologyError
+from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.topology import Topology
 from tests.support.ranks import RankFailure, run_ranks
 from tests.support.tiny import full_values, make_engine, microbatches, run_steps, tiny_config
 
 
-def poisoned_step(config: TrainConfig, topology: Topology) -> tuple[str, bool, list[float]]:
-    """One replica's last stage sees a NaN; returns the message, whether nothing changed, and the next step's loss."""
+def poisoned_step(config: TrainConfig, topology: Topology) -> tuple[bool, bool, list[float]]:
+    """One replica's last stage sees a NaN; whether the step was taken, whether nothing changed, next loss."""
     engine = make_engine(config, topology)
     run_steps(engine, config, range(1))
     before = full_values(engine)
     batches = microbatches(config, 1, engine.groups) if engine.needs_data else []
     if batches and engine.groups.data.rank == 1:
         batches[0] = dataclasses.replace(batches[0], loss_mask=batches[0].loss_mask * math.nan)
-    try:
-        engine.train_step(batches, learning_rate=1e-2, consumed_samples=16)
-        message = "no error"
-    except EngineError as error:
-        message = str(error)
+    taken = engine.train_step(batches, learning_rate=1e-2, consumed_samples=16).taken
     after = full_values(engine)
     unchanged = all(torch.equal(after[name], value) for name, value in before.items())
-    return message, unchanged, run_steps(engine, config, range(1, 2))[0]
+    return taken, unchanged, run_steps(engine, config, range(1, 2))[0]
+
+
+def step_one_rank_refuses(config: TrainConfig, topology: Topology) -> tuple[bool, bool]:
+    """Whether a step that one process's gate refuses was taken, and whether nothing changed."""
+    engine = make_engine(config, topology)
+    before = full_values(engine)
+    batches = microbatches(config, 0, engine.groups) if engine.needs_data else []
+    rank = engine.groups.world.rank
+    result = engine.train_step(batches, learning_rate=1e-2, consumed_samples=0, gate=lambda loss, norm: rank != 1)
+    after = full_values(engine)
+    return result.taken, all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def trained_losses(config: TrainConfig, topology: Topology, steps: int) -> list[float]:
@@ -69,10 +76,15 @@ def test_a_nan_on_one_replica_stops_every_process_and_changes_nothing(precision:
     config, topology = tiny_config(precision=precision), Topology(1, 2, 2)
     outcomes = run_ranks(poisoned_step, config, topology, world=4)
     expected = run_ranks(trained_losses, config, topology, 2, world=4)[0][1]
-    for message, unchanged, after in outcomes:
-        assert "the step that begins at sample 16 has loss nan" in message
+    for taken, unchanged, after in outcomes:
+        assert not taken
         assert unchanged
         assert after == [expected], "what the bad step left behind leaked into the next"
+
+
+def test_a_step_that_one_process_refuses_is_refused_by_all() -> None:
+    outcomes = run_ranks(step_one_rank_refuses, tiny_config(), Topology(1, 2, 2), world=4)
+    assert outcomes == [(False, True)] * 4
 
 
 @pytest.mark.parametrize("precision", list(Precision))

@@ -13,7 +13,7 @@ from megatron_poro.engine.local import LocalEngine
 from megatron_poro.errors import DataError
 from megatron_poro.metrics import names
 from megatron_poro.train import loop
-from megatron_poro.train.guards import ExitCode
+from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.run import Run
 from tests.integration.toy import STEPS, TEXTS, RunOnDisk, ToyCorpora, assert_same_values, launch
 

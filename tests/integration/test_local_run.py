@@ -23,7 +23,7 @@ from megatron_poro.engine.local import LocalEngine
 from megatron_poro.metrics import names
 from megatron_poro.metrics.sinks import JsonLinesSink, Number
 from megatron_poro.schedule.learning_rate import LearningRate
-from megatron_poro.train.guards import ExitCode
+from megatron_poro.train.exit_code import ExitCode
 from tests.integration.toy import (
     BATCH,
     SEQUENCE,

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_poro.cli.train import launch_of, main, wandb_mode
 from megatron_poro.errors import ConfigError
-from megatron_poro.train.guards import ExitCode
+from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.launch import Launch
 
 

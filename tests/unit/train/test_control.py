@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from megatron_poro.train.guards import STOP_SIGNALS, StopRequest
+from megatron_poro.train.control import STOP_SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
