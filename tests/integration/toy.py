@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from megatron_poro.data.indexed_writer import IndexedWriter
 from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.metrics import names
 from megatron_poro.tokenizer.bytes import byte_tokenizer
-from tests.support.ranks import run_ranks
+from tests.support.ranks import free_port, run_ranks
 
 STEPS = 8
 SEQUENCE = 16
@@ -124,10 +123,7 @@ def assert_same_values(left: RunOnDisk, right: RunOnDisk, step: int) -> None:
 
 def launch(arguments: Sequence[str], *, world: int) -> list[int]:
     """Runs ``poro train`` in several processes, as a launcher would start them; their exit codes in rank order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    codes: list[int] = run_ranks(_launched, list(arguments), port, world=world)
+    codes: list[int] = run_ranks(_launched, list(arguments), free_port(), world=world)
     return codes
 
 

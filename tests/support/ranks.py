@@ -29,7 +29,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, world: int, timeout
     """
     assert torch.get_num_threads() == 1, "fork needs a parent with one torch thread"
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         gc.freeze()  # a collection in a child would copy every page of what it inherited
         children = {}
         for rank in range(world):
@@ -90,7 +90,8 @@ def _outcome(path: Path) -> tuple[bool, Any]:
     return result
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

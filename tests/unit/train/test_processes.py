@@ -1,7 +1,6 @@
 """Processes meet, with or without a launcher, and one of them tells an error."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from megatron_poro.errors import ConfigError
 from megatron_poro.parallel.agreement import World
 from megatron_poro.train.launch import Launch
 from megatron_poro.train.processes import Processes, device_of, joined
-from tests.support.ranks import run_ranks
+from tests.support.ranks import free_port, run_ranks
 
 
 def _claim() -> list[bool]:
@@ -65,10 +64,7 @@ def _join_by_launcher(port: int) -> tuple[int, int]:
 
 
 def test_processes_of_a_launcher_meet() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert run_ranks(_join_by_launcher, port, world=2) == [(0, 2), (1, 2)]
+    assert run_ranks(_join_by_launcher, free_port(), world=2) == [(0, 2), (1, 2)]
 
 
 def test_denormal_numbers_are_flushed_on_a_cpu() -> None:
