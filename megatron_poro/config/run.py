@@ -61,6 +61,7 @@ class AttentionBackend(str, Enum):
     AUTO = "auto"
     EAGER = "eager"
     SDPA = "sdpa"
+    FLASH = "flash"
     FLEX = "flex"
 
 
@@ -140,7 +141,8 @@ class EngineConfig:
     """none keeps all activations, selective recomputes attention, full recomputes each block from its input."""
 
     attention: AttentionBackend = AttentionBackend.AUTO
-    """auto takes the fastest for the device; eager is the reference; flex needs a GPU."""
+    """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
+    tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; flex needs a GPU."""
 
     truth_check: TruthCheck = TruthCheck.AUTO
     """Compare this layout's gradients with one process's before the first step: on, off (also true, false), or auto (on

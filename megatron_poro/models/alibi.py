@@ -62,6 +62,8 @@ class Alibi:
         self.form = form
         self.slopes = alibi_slopes(num_heads)[group.rank * local : (group.rank + 1) * local]
         self._bias: Tensor | None = None
+        self._columns: Tensor | None = None
+        self._columns_key: tuple[int, int, torch.device, torch.dtype] | None = None
 
     def bias(self, length: int, device: torch.device) -> Tensor:
         """What is added to the scores, causal mask not included.
@@ -79,3 +81,29 @@ class Alibi:
             else:
                 self._bias = slopes * (positions.view(1, 1, -1) - positions.view(1, -1, 1))
         return self._bias
+
+    def key_columns(self, length: int, head_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The bias as extra dimensions of the keys, for queries that hold ones there.
+
+        A kernel multiplies them by ``1/sqrt(head_size)`` with everything else. ``slope * key position`` differs from
+        ``-slope * distance`` by a constant per query, which no softmax sees; positions are counted from the middle to
+        keep them small. A bf16 number holds 8 bits, so a value is the sum of three: exact to 24 bits, as in fp32.
+
+        Returns:
+            ``[n/tp, s, 3]`` in ``dtype``.
+        """
+        key = (length, head_size, device, dtype)
+        if self._columns is None or self._columns_key != key:
+            positions = torch.arange(length, device=device, dtype=torch.float64)
+            slopes = self.slopes.to(device).double().unsqueeze(-1)
+            if self.form is AlibiForm.HISTORIC_BF16:
+                wanted = (slopes * positions).float().bfloat16().double() - slopes * (length // 2)
+            else:
+                wanted = slopes * (positions - length // 2)
+            rest = wanted * math.sqrt(head_size)  # [n/tp, s]
+            parts = []
+            for _ in range(3):
+                parts.append(rest.to(dtype))
+                rest = rest - parts[-1].double()
+            self._columns, self._columns_key = torch.stack(parts, dim=-1), key
+        return self._columns

@@ -1,7 +1,8 @@
 """Causal attention with ALiBi: one function, several kernels that must agree.
 
 ``eager`` is the reference: scores, bias, mask and softmax in fp32, as the formula reads. ``sdpa`` hands a bias tensor
-to PyTorch's fused kernels. ``flex`` computes the bias inside a compiled kernel and skips what the causal mask hides;
+to PyTorch's fused kernels. ``flash`` needs no bias tensor: queries get columns of ones and keys their bias, so that any
+causal kernel adds it by itself and skips what the mask hides. ``flex`` computes the bias inside a compiled kernel;
 torch 2.13 has no CPU backward for it, so it needs a GPU.
 """
 
@@ -19,8 +20,11 @@ from megatron_poro.errors import ConfigError
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.parallel.rng import DropoutKey, dropout
 
-EAGER_LENGTH_LIMIT = 1024
-"""On a CPU eager attention is faster up to about this length and bias-carrying SDPA above it (bf16, head size 64)."""
+EAGER_LENGTH_LIMIT = 256
+"""On a CPU eager attention is faster up to this length and flash above it (``python -m benchmarks.attention``)."""
+
+_EXTRA_COLUMNS = 8
+"""Head dimensions that ``flash`` adds: three are used, and kernels want a multiple of eight."""
 
 
 def choose_backend(wanted: AttentionBackend, *, device: torch.device, length: int, dropout: float) -> AttentionBackend:
@@ -39,7 +43,7 @@ def choose_backend(wanted: AttentionBackend, *, device: torch.device, length: in
     if wanted is AttentionBackend.AUTO:
         if dropout > 0.0 or (device.type == "cpu" and length <= EAGER_LENGTH_LIMIT):
             return AttentionBackend.EAGER
-        return AttentionBackend.SDPA
+        return AttentionBackend.FLASH
     if wanted is AttentionBackend.FLEX and device.type == "cpu":
         raise ConfigError("engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa or auto.")
     if wanted is not AttentionBackend.EAGER and dropout > 0.0:
@@ -70,6 +74,8 @@ def attention(
         return _eager(query, key, value, alibi, dropout_probability, dropout_key, tensor_rank)
     if backend is AttentionBackend.SDPA:
         return _sdpa(query, key, value, alibi)
+    if backend is AttentionBackend.FLASH:
+        return _flash(query, key, value, alibi)
     if backend is AttentionBackend.FLEX:
         return _flex(query, key, value, alibi)
     raise ConfigError(f"engine.attention={backend.value} is not a kernel; choose_backend() turns auto into one.")
@@ -95,6 +101,20 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, alibi: Alibi) -> Tensor:
     length = query.shape[-2]
     bias = alibi.bias(length, query.device).masked_fill(_future(length, query.device), -torch.inf)  # [n/tp, s, s]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, alibi: Alibi) -> Tensor:
+    batch, heads, length, size = query.shape
+    columns = alibi.key_columns(length, size, query.device, query.dtype)  # [n/tp, s, 3]
+    columns = F.pad(columns, (0, _EXTRA_COLUMNS - columns.shape[-1])).expand(batch, -1, -1, -1)
+    attended = F.scaled_dot_product_attention(
+        torch.cat([query, query.new_ones(batch, heads, length, _EXTRA_COLUMNS)], dim=-1),
+        torch.cat([key, columns], dim=-1),
+        F.pad(value, (0, _EXTRA_COLUMNS)),  # kernels want values as wide as keys
+        is_causal=True,
+        scale=1.0 / math.sqrt(size),
+    )
+    return attended[..., :size]
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, alibi: Alibi) -> Tensor:

@@ -1,5 +1,7 @@
 """All attention kernels compute what the eager reference does, forward and backward."""
 
+import math
+
 import pytest
 import torch
 
@@ -23,14 +25,35 @@ def run(backend: AttentionBackend, form: AlibiForm, dtype: torch.dtype = torch.f
 
 
 @pytest.mark.parametrize("form", list(AlibiForm))
-def test_sdpa_equals_eager(form: AlibiForm) -> None:
-    for found, expected in zip(run(AttentionBackend.SDPA, form), run(AttentionBackend.EAGER, form), strict=True):
+@pytest.mark.parametrize("backend", [AttentionBackend.SDPA, AttentionBackend.FLASH])
+def test_fused_kernels_equal_eager(backend: AttentionBackend, form: AlibiForm) -> None:
+    for found, expected in zip(run(backend, form), run(AttentionBackend.EAGER, form), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_bf16_sdpa_is_near_the_fp32_reference() -> None:
-    found = run(AttentionBackend.SDPA, AlibiForm.DISTANCE, torch.bfloat16)[0].float()
+@pytest.mark.parametrize("backend", [AttentionBackend.SDPA, AttentionBackend.FLASH])
+def test_bf16_kernels_are_near_the_fp32_reference(backend: AttentionBackend) -> None:
+    found = run(backend, AlibiForm.DISTANCE, torch.bfloat16)[0].float()
     torch.testing.assert_close(found, run(AttentionBackend.EAGER, AlibiForm.DISTANCE)[0], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", list(AlibiForm))
+def test_flash_is_as_exact_as_eager_at_poros_length_and_head_size(form: AlibiForm, dtype: torch.dtype) -> None:
+    """Both against fp64; steep slopes far from the diagonal are where a rounded bias would show."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 8, 2048, 128, generator=generator).to(dtype) for _ in range(3))
+    alibi = Alibi(8, form=form, group=AxisGroup.single())
+    bias = alibi.bias(2048, CPU).double().expand(-1, 2048, -1)
+    bias = bias.masked_fill(torch.ones(2048, 2048, dtype=torch.bool).triu(1), -torch.inf)
+    scores = query.double() @ key.double().transpose(-1, -2) / math.sqrt(128) + bias
+    truth = scores.softmax(dim=-1) @ value.double()
+    error = {
+        backend: (attention(query, key, value, alibi, backend=backend).double() - truth).abs().max().item()
+        for backend in (AttentionBackend.EAGER, AttentionBackend.FLASH)
+    }
+    limit = {torch.float32: 1e-4, torch.bfloat16: 0.02}[dtype]
+    assert error[AttentionBackend.FLASH] < max(limit, 1.5 * error[AttentionBackend.EAGER])
 
 
 def test_flex_forward_equals_eager_where_it_runs() -> None:
@@ -51,7 +74,7 @@ def test_flex_forward_equals_eager_where_it_runs() -> None:
 def test_no_token_sees_the_future() -> None:
     query = torch.randn(1, 2, 6, 4)
     alibi = Alibi(2, form=AlibiForm.DISTANCE, group=AxisGroup.single())
-    for backend in (AttentionBackend.EAGER, AttentionBackend.SDPA):
+    for backend in (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH):
         before = attention(query, query, query, alibi, backend=backend)
         changed = query.clone()
         changed[:, :, 4:] += 1.0
@@ -62,8 +85,8 @@ def test_no_token_sees_the_future() -> None:
 
 def test_auto_takes_what_was_measured_faster_and_dropout_needs_eager() -> None:
     auto = AttentionBackend.AUTO
-    assert choose_backend(auto, device=CPU, length=512, dropout=0.0) is AttentionBackend.EAGER
-    assert choose_backend(auto, device=CPU, length=2048, dropout=0.0) is AttentionBackend.SDPA
+    assert choose_backend(auto, device=CPU, length=256, dropout=0.0) is AttentionBackend.EAGER
+    assert choose_backend(auto, device=CPU, length=2048, dropout=0.0) is AttentionBackend.FLASH
     assert choose_backend(auto, device=torch.device("cuda"), length=2048, dropout=0.1) is AttentionBackend.EAGER
 
 

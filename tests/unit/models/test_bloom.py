@@ -79,7 +79,7 @@ def test_every_activation_equals_hugging_face() -> None:
 
 
 @pytest.mark.parametrize("recompute", list(Recompute))
-@pytest.mark.parametrize("backend", [AttentionBackend.EAGER, AttentionBackend.SDPA])
+@pytest.mark.parametrize("backend", [AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH])
 def test_recomputation_and_backend_change_no_gradient(recompute: Recompute, backend: AttentionBackend) -> None:
     tokens = torch.randint(TINY.vocab_size, (2, 9), generator=torch.Generator().manual_seed(1))
     gradients = []
