@@ -20,7 +20,8 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
 
 from megatron_poro.models.init import build_layer
-from megatron_poro.models.plan import LayerEntry, LayerPlan, stage_boundaries
+from megatron_poro.models.plan import LayerEntry, LayerPlan
+from megatron_poro.parallel.stages import stage_boundaries
 from megatron_poro.parallel.topology import Topology
 
 Builder = Callable[[LayerEntry], nn.Module]
@@ -85,7 +86,7 @@ def build_stages(
     Args:
         plan: the whole model.
         topology: the process grid.
-        stage_weights: one per layer of the plan, see :func:`megatron_poro.models.plan.stage_boundaries`.
+        stage_weights: one per layer of the plan, see :func:`megatron_poro.parallel.stages.stage_boundaries`.
         dual: two stages per process, for DualPipeV.
         loss: ``loss(logits, targets)``, called on the last stage.
         seed: of the initial weights, ``None`` to leave them empty.

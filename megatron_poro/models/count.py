@@ -6,8 +6,9 @@ from megatron_poro.config.model import BloomConfig
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.families import family
 from megatron_poro.models.init import build_layer
-from megatron_poro.models.plan import LayerEntry, split_weights, stage_boundaries
+from megatron_poro.models.plan import LayerEntry, split_weights
 from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.stages import stage_boundaries
 
 
 def count_parameters(model: BloomConfig) -> int:

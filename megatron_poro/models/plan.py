@@ -5,13 +5,13 @@ One plan serves a whole model in one process (:mod:`megatron_poro.models.causal_
 ``<role>.<name in the layer>`` in every layout, for instance ``blocks.7.mlp.up.weight``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from megatron_poro.errors import TopologyError
+from megatron_poro.parallel.stages import weigh
 
 
 @dataclass(frozen=True)
@@ -60,68 +60,9 @@ class LayerPlan:
         return frozenset(entry.tied_to for entry in self.entries if entry.tied_to is not None)
 
 
-def stage_boundaries(weights: Sequence[float], num_stages: int) -> tuple[int, ...]:
-    """Cuts a list of layers into consecutive stages whose heaviest one is as light as possible.
-
-    Layers of weight 0 stay with the layer before them, except leading ones. Among equally good cuts the one whose
-    stages differ least (smallest sum of squares) wins, then the one that gives earlier stages more.
-
-    Args:
-        weights: weight of each layer, 0 for those that do not count.
-        num_stages: number of stages.
-
-    Returns:
-        ``num_stages + 1`` positions; stage ``i`` is ``[bounds[i], bounds[i+1])``.
-
-    Raises:
-        TopologyError: if there are fewer counted layers than stages.
-    """
-    cuts = [i for i, weight in enumerate(weights) if weight > 0]
-    if len(cuts) < num_stages:
-        raise TopologyError(
-            f"parallel.pipeline={num_stages} needs at least {num_stages} layers to deal out, the model has "
-            f"{len(cuts)}. Use fewer stages or more layers."
-        )
-    heavy = [weights[i] for i in cuts]
-    starts = _balanced_starts(heavy, num_stages)
-    return (0, *(cuts[start] for start in starts[1:]), len(weights))
-
-
-def _balanced_starts(weights: Sequence[float], num_stages: int) -> list[int]:
-    """First item of each stage for the cut that minimises (heaviest stage, sum of squares), by dynamic programming."""
-    count = len(weights)
-    prefix = [0.0]
-    for weight in weights:
-        prefix.append(prefix[-1] + weight)
-    # best[i]: cheapest way to cut the first i items into the stages so far, with the first item of each stage
-    best: dict[int, tuple[tuple[float, float], list[int]]] = {0: ((0.0, 0.0), [])}
-    for stage in range(num_stages):
-        following: dict[int, tuple[tuple[float, float], list[int]]] = {}
-        for end in range(stage + 1, count - (num_stages - stage - 1) + 1):
-            for start, ((heaviest, squares), starts) in best.items():
-                if start >= end:
-                    continue
-                load = prefix[end] - prefix[start]
-                candidate = ((max(heaviest, load), squares + load * load), [*starts, start])
-                # at equal cost a later start leaves more to the earlier stages
-                if end not in following or (candidate[0], [-s for s in candidate[1]]) < (
-                    following[end][0],
-                    [-s for s in following[end][1]],
-                ):
-                    following[end] = candidate
-        best = following
-    return best[count][1]
-
-
 def split_weights(plan: LayerPlan, *, by_cost: bool) -> list[float]:
-    """What each layer of a plan weighs when it is cut into stages: its cost, or 1 where it counts.
-
-    Counting layers, cost only decides between cuts that are equal otherwise.
-    """
-    if by_cost:
-        return [entry.cost for entry in plan.entries]
-    whole = sum(entry.cost for entry in plan.entries) or 1.0
-    return [1.0 + 1e-3 * entry.cost / whole if entry.counts else 0.0 for entry in plan.entries]
+    """What each layer of a plan weighs when it is cut into stages, see :func:`~megatron_poro.parallel.stages.weigh`."""
+    return weigh([(entry.cost, entry.counts) for entry in plan.entries], by_cost=by_cost)
 
 
 def canonical_names(module: nn.Module, owner: str) -> Iterator[tuple[str, nn.Parameter]]:

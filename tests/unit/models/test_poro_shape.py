@@ -5,14 +5,14 @@ import itertools
 import pytest
 
 from megatron_poro.config.model import BloomConfig
-from megatron_poro.errors import TopologyError
 from megatron_poro.models.bloom import BlockOptions, bloom_plan
 from megatron_poro.models.causal_lm import whole_model
 from megatron_poro.models.count import count_parameters, count_shard_parameters
 from megatron_poro.models.init import build_layer
-from megatron_poro.models.plan import split_weights, stage_boundaries
+from megatron_poro.models.plan import split_weights
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.shards import name_of
+from megatron_poro.parallel.stages import stage_boundaries
 
 PORO = BloomConfig(num_layers=54, hidden_size=7168, num_heads=56, vocab_size=128_000)
 
@@ -71,22 +71,3 @@ def test_by_cost_the_head_counts_and_the_embedding_does_not() -> None:
     loads = [sum(weights[a:b]) for a, b in itertools.pairwise(bounds)]
     assert max(loads) / (sum(loads) / 4) < 1.02
     assert bounds[1] >= 15, "the first stage takes at least as many blocks as by layers"
-
-
-@pytest.mark.parametrize(
-    ("weights", "stages", "expected"),
-    [
-        ([1, 1, 1, 1], 2, (0, 2, 4)),
-        ([1] * 10, 4, (0, 3, 6, 8, 10)),
-        ([1, 0, 1, 1, 0, 1], 2, (0, 3, 6)),
-        ([5, 1, 1, 1, 1, 1], 2, (0, 1, 6)),
-        ([0, 1, 1], 2, (0, 2, 3)),
-    ],
-)
-def test_stages_are_as_even_as_can_be(weights: list[float], stages: int, expected: tuple[int, ...]) -> None:
-    assert stage_boundaries(weights, stages) == expected
-
-
-def test_more_stages_than_layers_are_refused() -> None:
-    with pytest.raises(TopologyError, match=r"parallel.pipeline=4 needs at least 4 layers to deal out, the model has"):
-        stage_boundaries([1, 0, 1, 1], 4)
