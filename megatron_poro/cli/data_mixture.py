@@ -8,13 +8,17 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from megatron_poro.config.command_line import add_selection_arguments, parse_selection, selection
 from megatron_poro.config.data import SourceConfig
+from megatron_poro.config.fields import plain
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.data.indexed import IndexedDataset
 from megatron_poro.data.mixture import Mixture, build_mixture
 from megatron_poro.data.mixture_plan import SourcePlan, plan_mixture, require_epochs
+from megatron_poro.data.weighted_paths import read_weighted_paths, source_configs
 from megatron_poro.errors import ConfigError
 from megatron_poro.schedule.plan import RunPlan, plan_run
 from megatron_poro.tokenizer.tokenizer import Tokenizer
@@ -33,9 +37,22 @@ def plan(argv: Sequence[str]) -> int:
         description="Prints what a run reads of each source of its training mixture. Needs the .idx files only; a "
         "source without one is planned without its epochs. Refuses more epochs than data.max_epochs.",
     )
+    parser.add_argument(
+        "--weighted-paths", type=Path, metavar="FILE", help="plan a mixture file of Megatron-DeepSpeed in its place"
+    )
+    parser.add_argument("--group", metavar="NAME", help="which of its groups, if it has several")
+    parser.add_argument("--as-config", action="store_true", help="print that group as a data config, and plan nothing")
     add_selection_arguments(parser)
-    config = selection(parse_selection(parser, argv)).load()
+    arguments = parse_selection(parser, argv)
+    if arguments.weighted_paths is None and (arguments.group is not None or arguments.as_config):
+        raise ConfigError("--group and --as-config are about the file that --weighted-paths names.")
+    config = selection(arguments).load()
+    if arguments.weighted_paths is not None:
+        config.data.train = _group(arguments.weighted_paths, arguments.group)
     validate(config)
+    if arguments.as_config:
+        print(OmegaConf.to_yaml(OmegaConf.create(plain(config.data))), end="")
+        return 0
     run = plan_run(config)
     plans = plan_mixture(config.data.train, num_samples=run.total_samples, sequence_length=config.data.sequence_length)
     print("\n".join(_table(config.data.train, plans)))
@@ -82,6 +99,16 @@ def show(argv: Sequence[str]) -> int:
     if len(chosen) > arguments.samples:
         print(f"\n{len(chosen) - arguments.samples:,} more; --samples {len(chosen)} prints all.")
     return 0
+
+
+def _group(path: Path, name: str | None) -> list[SourceConfig]:
+    groups = read_weighted_paths(path)
+    if name is None and len(groups) > 1:
+        raise ConfigError(f"{path} has the groups {', '.join(groups)}; choose one with --group.")
+    chosen = next(iter(groups)) if name is None else name
+    if chosen not in groups:
+        raise ConfigError(f"--group {chosen}: {path} has {', '.join(groups)}.")
+    return source_configs(groups[chosen], where=f"{path} group {chosen}")
 
 
 def _table(sources: Sequence[SourceConfig], plans: Sequence[SourcePlan]) -> Iterator[str]:
@@ -168,10 +195,11 @@ def _print_sample(config: TrainConfig, mixture: Mixture, number: int, tokenizer:
     place = mixture.place(number)
     source = config.data.train[place.source]
     dataset = IndexedDataset(source.path)
-    print(f"\nsample {number:,}: sample {place.sample:,} of {source.name} ({source.path})")
+    part = "" if (source.start, source.end) == (0, 1) else f", documents {source.start:g}:{source.end:g}"
+    print(f"\nsample {number:,}: sample {place.sample:,} of {source.name} ({source.path}{part})")
     for document, begin, end in mixture.pieces(number):
         size = int(dataset.sizes[document])
-        part = "whole" if (begin, end) == (0, size) else f"tokens {begin:,} to {end - 1:,} of {size:,}"
+        read = "whole" if (begin, end) == (0, size) else f"tokens {begin:,} to {end - 1:,} of {size:,}"
         text = tokenizer.decode(dataset.document(document)[begin:end].tolist())
         shown = text if len(text) <= characters else f"{text[:characters]} ..."
-        print(f"  document {document:,}, {part}: {shown!r}")
+        print(f"  document {document:,}, {read}: {shown!r}")

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from megatron_poro import logs
+from megatron_poro.data.ledger import TokenizingProgress
 from megatron_poro.data.merging import find_shards, merge_datasets
-from megatron_poro.data.tokenizing import Shard, TokenizingProgress, shard_prefix, tokenize_files
+from megatron_poro.data.tokenizing import Shard, shard_prefix, tokenize_files
 from megatron_poro.errors import DataError
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 

@@ -18,6 +18,12 @@ class SourceConfig:
     weight: float = MISSING
     """Share of the samples; the weights of a mixture are normalised to sum 1."""
 
+    start: float = 0.0
+    """Where in the dataset the source begins, as a fraction of its documents."""
+
+    end: float = 1.0
+    """Where it ends, as a fraction of the documents; 0 and 1 are the whole dataset. Two sources may share a dataset."""
+
     published_tokens: int | None = field(default=None, metadata={"count": True})
     """Tokens that the publication of a run says were read from this corpus; `poro data plan` compares its own number.
     null where nothing is published."""

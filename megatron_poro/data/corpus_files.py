@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from megatron_poro.data.arrow import arrow
 from megatron_poro.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -131,7 +132,7 @@ class Rows:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Rows as dictionaries."""
-        with _arrow("pyarrow.ipc").open_stream(self.batch) as stream:
+        with arrow("pyarrow.ipc").open_stream(self.batch) as stream:
             for batch in stream:
                 yield from batch.to_pylist()
 
@@ -263,7 +264,7 @@ def _zstd_pieces(path: Path, file: BinaryIO) -> Iterator[bytes]:
 def _parquet_chunks(
     path: Path, columns: Sequence[str] | None, chunk_bytes: int, begin: int, end: int
 ) -> Iterator[Rows]:
-    parquet, arrow = _arrow("pyarrow.parquet"), _arrow("pyarrow")
+    parquet = arrow("pyarrow.parquet")
     size = file_size(path)
     first = 1
     try:
@@ -284,20 +285,13 @@ def _parquet_chunks(
                         yield Rows(path, start, _ipc(batch), size * group // groups)
                         start += len(batch)
                 first += rows
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, arrow("pyarrow").ArrowException) as error:
         raise DataError(f"{path} cannot be read after row {first - 1} ({error}); copy it again.") from error
 
 
 def _ipc(batch: Any) -> bytes:
-    sink = _arrow("pyarrow").BufferOutputStream()
-    with _arrow("pyarrow.ipc").new_stream(sink, batch.schema) as stream:
+    sink = arrow("pyarrow").BufferOutputStream()
+    with arrow("pyarrow.ipc").new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def _arrow(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DataError("reading parquet needs `pip install pyarrow`.") from error

@@ -13,6 +13,9 @@ class BatchLoader:
     """Batches by samples consumed. Holds no position: any step may be asked for at any time.
 
     Notable: reading ahead is only a guess that the following step is next. A wrong guess costs time and nothing else.
+
+    Attributes:
+        mixture: where samples come from.
     """
 
     def __init__(self, mixture: Mixture, sampler: Sampler, *, data_rank: int, prefetch: bool = True) -> None:
@@ -24,7 +27,7 @@ class BatchLoader:
             data_rank: this process's replica.
             prefetch: read the following step in a background thread.
         """
-        self._mixture = mixture
+        self.mixture = mixture
         self._sampler = sampler
         self._data_rank = data_rank
         self._prefetch = prefetch
@@ -38,17 +41,17 @@ class BatchLoader:
                 the reading happened in the background.
         """
         needed = consumed_samples + self._sampler.global_batch_samples
-        if consumed_samples < 0 or needed > len(self._mixture):
+        if consumed_samples < 0 or needed > len(self.mixture):
             raise DataError(
                 f"a step after {consumed_samples} samples needs samples up to {needed}, but the mixture was built for "
-                f"{len(self._mixture)}: build it for the whole run."
+                f"{len(self.mixture)}: build it for the whole run."
             )
         reading, self._ahead = self._ahead, None
         if reading is not None and reading.consumed_samples != consumed_samples:
             reading.join()
             reading = None
         batches = self._read(consumed_samples) if reading is None else reading.result()
-        if self._prefetch and needed + self._sampler.global_batch_samples <= len(self._mixture):
+        if self._prefetch and needed + self._sampler.global_batch_samples <= len(self.mixture):
             self._ahead = _Reading(self, needed)
             self._ahead.start()
         return batches
@@ -69,7 +72,7 @@ class BatchLoader:
 
     def _read(self, consumed_samples: int) -> list[Batch]:
         microbatches = self._sampler.microbatches(consumed_samples, self._data_rank)
-        return [collate([self._mixture.sample(number) for number in numbers]) for numbers in microbatches]
+        return [collate([self.mixture.sample(number) for number in numbers]) for numbers in microbatches]
 
 
 class _Reading(threading.Thread):

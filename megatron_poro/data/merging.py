@@ -16,10 +16,10 @@ import numpy as np
 from megatron_poro.data.indexed import IndexedDataset
 from megatron_poro.data.indexed_format import IndexPart, bin_path
 from megatron_poro.data.indexed_writer import refuse_existing
+from megatron_poro.data.ledger import MALFORMED_SHOWN
 from megatron_poro.data.manifest import FileRecord, Manifest, manifest_path, read_manifest, sha256_of
 from megatron_poro.data.metadata import DatasetMetadata
 from megatron_poro.data.partial import PartialDataset
-from megatron_poro.data.tokenizing import MALFORMED_SHOWN
 from megatron_poro.errors import DataError
 
 _COPY_BYTES = 1 << 22

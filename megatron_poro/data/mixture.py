@@ -15,7 +15,7 @@ from megatron_poro.data.blending import Blend, Place, samples_to_request
 from megatron_poro.data.index_cache import IndexCache
 from megatron_poro.data.indexed import IndexedDataset, outside_vocabulary
 from megatron_poro.data.mixture_plan import plan_mixture, require_epochs
-from megatron_poro.data.samples import Piece, SampleIndex
+from megatron_poro.data.samples import Piece, SampleIndex, document_range
 from megatron_poro.data.source import IndexedSource, Sample, Source
 from megatron_poro.errors import ConfigError, DataError
 
@@ -110,7 +110,14 @@ def build_mixture(
     for source, request in zip(sources, samples_to_request(weights, num_samples), strict=True):
         dataset = IndexedDataset(source.path)
         check_tokens(dataset, vocab_size=vocab_size, expected_tokenizer=expected_tokenizer, cache=cache)
-        index = SampleIndex(dataset, num_samples=request, sequence_length=sequence_length, seed=seed, cache=cache)
+        index = SampleIndex(
+            dataset,
+            num_samples=request,
+            sequence_length=sequence_length,
+            seed=seed,
+            cache=cache,
+            documents=document_range(dataset.num_documents, start=source.start, end=source.end),
+        )
         opened.append(IndexedSource(source.name, index, vocab_size=vocab_size))
     return Mixture(opened, blend)
 

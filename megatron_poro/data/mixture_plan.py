@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from megatron_poro.config.data import SourceConfig
 from megatron_poro.data.blending import normalised
 from megatron_poro.data.indexed import IndexedDataset, open_index
 from megatron_poro.data.indexed_format import bin_path, idx_path
-from megatron_poro.errors import ConfigError, DataError
+from megatron_poro.data.samples import document_range, require_tokens
+from megatron_poro.errors import ConfigError
 
 
 class SourcePlan(NamedTuple):
@@ -23,7 +26,7 @@ class SourcePlan(NamedTuple):
         weight: its share of the samples; those of a mixture sum to 1.
         samples: samples that come from it, to within what ``blending`` says of any prefix.
         tokens_read: tokens of those samples.
-        tokens_available: tokens in its dataset; None where there is no index.
+        tokens_available: tokens in its part of the dataset; None where there is no index.
         remark: why ``tokens_available`` is None, or that only the index is there; empty otherwise.
     """
 
@@ -36,7 +39,7 @@ class SourcePlan(NamedTuple):
 
     @property
     def epochs(self) -> float | None:
-        """Times the dataset is read; None where its length is not known."""
+        """Times that part is read; None where its length is not known."""
         return None if self.tokens_available is None else self.tokens_read / self.tokens_available
 
 
@@ -55,7 +58,7 @@ def plan_mixture(sources: Sequence[SourceConfig], *, num_samples: int, sequence_
     weights = normalised([source.weight for source in sources])
     plans = []
     for source, weight in zip(sources, weights.tolist(), strict=True):
-        available, remark = _available(Path(source.path))
+        available, remark = _available(source)
         samples = round(weight * num_samples)
         plans.append(SourcePlan(source.name, weight, samples, samples * sequence_length, available, remark))
     return tuple(plans)
@@ -81,15 +84,16 @@ def require_epochs(plans: Sequence[SourcePlan], max_epochs: float | None) -> Non
         )
 
 
-def _available(prefix: Path) -> tuple[int | None, str]:
-    """Tokens of a dataset and what is missing of it."""
+def _available(source: SourceConfig) -> tuple[int | None, str]:
+    """Tokens of a source, and what is missing of its dataset."""
+    prefix = Path(source.path)
     if not idx_path(prefix).exists():
         return None, f"{idx_path(prefix)} does not exist"
-    remark = ""
-    if bin_path(prefix).exists():
-        tokens = IndexedDataset(prefix).num_tokens
-    else:
-        tokens, remark = open_index(prefix).num_tokens, f"{bin_path(prefix)} does not exist; its .idx does"
-    if tokens == 0:
-        raise DataError(f"dataset {prefix} holds no tokens; remove it from the mixture or make it again.")
-    return tokens, remark
+    has_tokens = bin_path(prefix).exists()
+    index = IndexedDataset(prefix) if has_tokens else open_index(prefix)
+    documents = document_range(len(index.sizes), start=source.start, end=source.end)
+    is_whole = len(documents) == len(index.sizes)
+    part = index.sizes[documents.start : documents.stop]
+    tokens = index.num_tokens if is_whole else int(part.sum(dtype=np.int64))
+    require_tokens(prefix, tokens, is_whole=is_whole)
+    return tokens, "" if has_tokens else f"{bin_path(prefix)} does not exist; its .idx does"

@@ -13,6 +13,7 @@ compiled extension is needed and memory does not grow with the number of documen
 Source: Megatron-DeepSpeed, megatron/data/gpt_dataset.py and helpers.cpp, in the variant that trained Poro 34B.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,25 +73,41 @@ class Piece(NamedTuple):
 
 
 class SampleIndex:
-    """The samples of one dataset; ``sample(k)`` is the k-th in training order.
+    """The samples of one dataset or a part of it; ``sample(k)`` is the k-th in training order.
+
+    Attributes:
+        dataset: where the tokens are.
+        documents: of the dataset, that are read; ``order`` counts from the first of them.
+        num_tokens: in those documents.
+        sequence_length: tokens the model sees per sample.
 
     Raises:
-        DataError: if the dataset has no tokens, or its index is damaged.
+        DataError: if there are no tokens, or the index of the dataset is damaged.
     """
 
     def __init__(
-        self, dataset: IndexedDataset, *, num_samples: int, sequence_length: int, seed: int, cache: IndexCache
+        self,
+        dataset: IndexedDataset,
+        *,
+        num_samples: int,
+        sequence_length: int,
+        seed: int,
+        cache: IndexCache,
+        documents: range | None = None,
     ) -> None:
         """Maps the order of at least ``num_samples`` samples from the cache, or builds it."""
-        if dataset.num_tokens == 0:
-            raise DataError(f"dataset {dataset.prefix} holds no tokens; remove it from the mixture or make it again.")
         self.dataset = dataset
+        self.documents = range(dataset.num_documents) if documents is None else documents
+        self._sizes = dataset.sizes[self.documents.start : self.documents.stop]
+        is_whole = len(self.documents) == dataset.num_documents
+        self.num_tokens = dataset.num_tokens if is_whole else int(self._sizes.sum(dtype=np.int64))
         self.sequence_length = sequence_length
+        require_tokens(dataset.prefix, self.num_tokens, is_whole=is_whole)
 
         def build() -> dict[str, NDArray[Any]]:
             dataset.check_layout()
             return build_order(
-                dataset.sizes, num_samples=num_samples, sequence_length=sequence_length, seed=seed
+                self._sizes, num_samples=num_samples, sequence_length=sequence_length, seed=seed
             )._asdict()
 
         facts = {
@@ -104,6 +121,8 @@ class SampleIndex:
             "sequence_length": sequence_length,
             "seed": seed,
         }
+        if not is_whole:
+            facts["part"] = [self.documents.start, self.documents.stop]
         self.order = Order(**cache.arrays(dataset.prefix.name, facts, build))
 
     def __len__(self) -> int:
@@ -125,10 +144,29 @@ class SampleIndex:
             raise IndexError(f"sample {index} of {self.dataset.prefix}, which has {len(self)}")
         row = int(self.order.shuffle[index])
         (first, begin), (last, end) = self.order.boundaries[row : row + 2].tolist()
-        documents = self.order.documents[first : last + 1].tolist()
+        documents = (self.order.documents[first : last + 1].astype(np.int64) + self.documents.start).tolist()
         ends = [*self.dataset.sizes[documents[:-1]].tolist(), end + 1]
         begins = [begin, *[0] * (len(documents) - 1)]
         return list(map(Piece, documents, begins, ends))
+
+
+def document_range(num_documents: int, *, start: float, end: float) -> range:
+    """The documents between two fractions of a dataset; parts that meet in a fraction share no document.
+
+    Source: Megatron-LM, blended_megatron_dataset_builder.py, which rounds the borders of its splits in this way.
+    """
+    return range(round(start * float(num_documents)), round(end * float(num_documents)))
+
+
+def require_tokens(prefix: Path, num_tokens: int, *, is_whole: bool) -> None:
+    """Refuses a source that has nothing to read.
+
+    Raises:
+        DataError: naming the dataset.
+    """
+    if num_tokens == 0:
+        what = f"dataset {prefix} holds" if is_whole else f"the part of dataset {prefix} between start and end holds"
+        raise DataError(f"{what} no tokens; remove it from the mixture or make it again.")
 
 
 def build_order(sizes: NDArray[np.int32], *, num_samples: int, sequence_length: int, seed: int) -> Order:

@@ -48,7 +48,7 @@ class Source(Protocol):
 
 
 class IndexedSource:
-    """Samples of an indexed dataset; checks every token that is read against the vocabulary."""
+    """Samples of an indexed dataset or a part of it; checks every token that is read against the vocabulary."""
 
     def __init__(self, name: str, index: SampleIndex, *, vocab_size: int) -> None:
         self.name = name
@@ -57,8 +57,8 @@ class IndexedSource:
 
     @property
     def samples_per_epoch(self) -> float:
-        """Tokens of the dataset by the length of a sample."""
-        return self._index.dataset.num_tokens / self._index.sequence_length
+        """Tokens of the source by the length of a sample."""
+        return self._index.num_tokens / self._index.sequence_length
 
     def __len__(self) -> int:
         return len(self._index)

@@ -65,20 +65,15 @@ def source_configs(group: tuple[WeightedPath, ...], *, where: str) -> list[Sourc
         where: file and group, for messages.
 
     Raises:
-        DataError: if an entry takes only a part of its dataset, or two would have one name.
+        DataError: if two would have one name.
     """
-    for entry in group:
-        if (entry.start, entry.end) != (0.0, 1.0):
-            raise DataError(
-                f"{where}: {entry.path} is read from {entry.start:g} to {entry.end:g} of its documents. A source is a "
-                "whole dataset here: tokenize the two parts of the corpus to datasets of their own, and write 0:1."
-            )
     names = [Path(entry.path).name for entry in group]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise DataError(f"{where}: two paths end in {repeated!r}, but a source is called after its path; rename one.")
     return [
-        SourceConfig(name=name, path=entry.path, weight=entry.weight) for name, entry in zip(names, group, strict=True)
+        SourceConfig(name=name, path=entry.path, weight=entry.weight, start=entry.start, end=entry.end)
+        for name, entry in zip(names, group, strict=True)
     ]
 
 

@@ -1,43 +1,33 @@
-"""Ids of texts, several times faster than the tokenizers library and identical to it, for BLOOM's kind of tokenizer.
+"""Ids of texts, many times faster than the tokenizers library and identical to it, for BLOOM's kind of tokenizer.
 
-BLOOM's tokenizer cuts a text into words, each of which becomes ids on its own. A language has few words that are used
-all the time, so a dictionary in front of the library answers most of them: cutting is one regular expression, looking
-up and joining run without a line of Python per word. What the dictionary does not have yet is asked of the library.
+BLOOM's tokenizer cuts a text into pieces, each of which becomes ids on its own. A language has few words that are used
+all the time, so a dictionary in front of the library answers most of them. A chunk of texts is cut as a whole, its
+pieces are numbered, and only the distinct ones meet Python: they are looked up, or merged all at once, and the ids of
+the chunk are gathered by their numbers.
 
-Identity rests on three things, each with a test over the whole of Unicode: the cut is the one that Oniguruma makes
-(Python's own class of white space holds four control characters more than Unicode's), special tokens are found before
-the text is cut, and nothing else of the tokenizer looks beyond a word. A tokenizer that is not exactly of this kind is
-served by the library itself.
+Identity rests on three things, each with a test over the whole of Unicode: the cut is the one that Oniguruma makes,
+special tokens are found before the text is cut, and nothing else of the tokenizer looks beyond a piece. A tokenizer
+that is not exactly of this kind is served by the library itself.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_poro.data.arrow import arrow
+from megatron_poro.tokenizer.merges import LONGEST_WORD, Merges
+from megatron_poro.tokenizer.pieces import END, SPECIAL, joined, piece_bounds
 from megatron_poro.tokenizer.pipeline import BLOOM_SPLIT
 from megatron_poro.tokenizer.tokenizer import Tokenizer
-from megatron_poro.tokenizer.words import PIECE
 
-_NO_WORD = frozenset("()|.,!?…。，、।۔، \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000").union(
-    map(chr, range(0x2000, 0x200B))
-)
-"""The last character of what is no word; a word's is none of these."""
-
-_NEWLINE = "Ċ"
-"""How byte-level vocabularies spell a line end."""
-
-GENERATION = 1 << 18
-"""Words remembered before the memory is turned over: what was not used since the last time is forgotten. All in all
-about 100 MB a process, whatever the size of the corpus."""
-
-_LONGEST_WORD = 64
-"""Characters of the longest word that is remembered: base64 and the like never come twice."""
+GENERATION = 1 << 16
+"""Pieces remembered before the memory is turned over: what was not used since the last time is forgotten. All in all
+about 25 MB a process, whatever the size of the corpus. Four times as many save a sixth of the words that are merged."""
 
 
 class Encoder:
@@ -64,16 +54,15 @@ class Encoder:
             DataError: if a text holds half of a surrogate pair.
         """
         if self._words is not None:
-            documents = self._words.encode(texts)
-        else:
-            documents = [np.array(ids, dtype=self.stored).tobytes() for ids in self._tokenizer.encode_batch(texts)]
+            return self._words.encode(texts)
+        documents = [np.array(ids, dtype=self.stored).tobytes() for ids in self._tokenizer.encode_batch(texts)]
         kept = [document for document in documents if document]
         sizes = np.array([len(document) // self.stored.itemsize + 1 for document in kept], dtype=np.int32)
         return self._end.join([*kept, b""]), sizes, len(documents) - len(kept)
 
 
 class WordCache:
-    """The bytes of each word's ids, asked for once.
+    """The bytes of each piece's ids, asked for once.
 
     Args:
         tokenizer: a tokenizer of BLOOM's kind.
@@ -82,88 +71,110 @@ class WordCache:
     """
 
     def __init__(self, tokenizer: Tokenizer, shape: "Shape", stored: np.dtype[Any]) -> None:
-        self._tokenizer, self._special, self._stored = tokenizer, shape.special, stored
-        self._young: dict[str, bytes] = {}
-        self._old: dict[str, bytes] = {}
-        self._separator = self._id_of_newline()
+        self._tokenizer, self._shape, self._stored = tokenizer, shape, stored
+        self._marks = {END: self._bytes_of([tokenizer.eos_id]), SPECIAL: b""}
+        self._special = {text: self._bytes_of([number]) for text, number in shape.special_ids.items()}
+        self._young = dict(self._marks)
+        self._old: dict[bytes, bytes] = {}
 
-    def encode(self, texts: Sequence[str]) -> list[bytes]:
-        """Ids of each text."""
-        cut = [self._cut(text) for text in texts]
-        # looked up before anything is learnt, so that what is new can be asked for all at once
-        found = [list(map(self._young.get, words)) for words in cut]
-        gaps = [_places_of_none(known) for known in found]
-        unknown = {words[place] for words, places in zip(cut, gaps, strict=True) for place in places}
-        self._learn(unknown)
-        for words, known, places in zip(cut, found, gaps, strict=True):
-            for place in places:
-                known[place] = self._young[words[place]]
-        self._forget(unknown)
-        return [b"".join(cast(list[bytes], known)) for known in found]
+    def encode(self, texts: Sequence[str]) -> tuple[bytes, NDArray[np.int32], int]:
+        """What ``Encoder.encode`` gives."""
+        if not texts:
+            return b"", np.zeros(0, dtype=np.int32), 0
+        data, special = self._joined(texts)
+        pieces, numbers = _distinct(data, piece_bounds(data))
+        ids = self._ids_of(pieces)
+        if special:
+            places = {text: len(ids) + number for number, text in enumerate(dict.fromkeys(special))}
+            ids += [self._special[text] for text in places]
+            numbers = numbers.copy()
+            numbers[numbers == pieces.index(SPECIAL)] = [places[text] for text in special]
+        return self._gathered(ids, numbers, numbers == pieces.index(END))
 
-    def _cut(self, text: str) -> list[str]:
-        """Words, what lies between them, and special tokens."""
-        if self._special is None or self._special.search(text) is None:
-            return PIECE.findall(text)
-        words: list[str] = []
-        for number, part in enumerate(self._special.split(text)):
-            words.extend([part] if number % 2 else PIECE.findall(part))
-        return words
+    def _joined(self, texts: Sequence[str]) -> tuple[bytes, list[bytes]]:
+        """The texts as ``piece_bounds`` wants them, and the special tokens that were taken out, in order."""
+        try:
+            data = joined(texts)
+        except UnicodeEncodeError:
+            self._tokenizer.encode_batch(texts)  # says which text and character it is
+            raise
+        if self._shape.special is None:
+            return data, []
+        special: list[bytes] = self._shape.special.findall(data)
+        return self._shape.special.sub(SPECIAL, data) if special else data, special
 
-    def _learn(self, unknown: set[str]) -> None:
-        """Adds the ids of words."""
-        remembered = self._old.keys() & unknown
-        self._young.update((word, self._old[word]) for word in remembered)
-        new = unknown.difference(remembered)
-        apart = [word for word in new if word[-1] in _NO_WORD] if self._separator is not None else list(new)
-        together = list(new.difference(apart))
-        self._young.update(zip(together, self._ids_of_words(together), strict=True))
-        for word in apart:
-            self._young[word] = np.array(self._tokenizer.encode(word), dtype=self._stored).tobytes()
-
-    def _forget(self, new: Iterable[str]) -> None:
-        """Keeps the memory bounded."""
-        for word in [word for word in new if len(word) > _LONGEST_WORD]:
-            del self._young[word]
+    def _ids_of(self, pieces: Sequence[bytes]) -> list[bytes]:
+        """Ids of each piece, all different, from memory or worked out."""
+        ids = list(map(self._young.get, pieces))
+        missing = [place for place, known in enumerate(ids) if known is None]
+        learnt = self._learn([pieces[place] for place in missing])
+        for place in missing:
+            ids[place] = learnt[pieces[place]]
         if len(self._young) > GENERATION:
-            self._old, self._young = self._young, {}
+            self._old, self._young = self._young, dict(self._marks)
+        return cast(list[bytes], ids)
 
-    def _ids_of_words(self, words: Sequence[str]) -> list[bytes]:
-        """Ids of several words, asked for in one text with a line end between them: a third faster than one by one."""
-        if not words:
-            return []
-        ids = np.array(self._tokenizer.encode_batch(["\n".join(words)])[0], dtype=self._stored)
-        ends = np.flatnonzero(ids == self._separator)
-        assert len(ends) + 1 == len(words), "a line end stands between two words and in none"
-        content, itemsize = ids.tobytes(), self._stored.itemsize
-        bounds = [-1, *ends.tolist(), len(ids)]
-        return [content[(begin + 1) * itemsize : end * itemsize] for begin, end in pairwise(bounds)]
+    def _learn(self, pieces: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Ids of pieces, remembered from now on; but not of long ones: base64 and the like never come twice."""
+        learnt = {piece: self._old[piece] for piece in pieces if piece in self._old}
+        words = [piece for piece in pieces if len(piece) <= LONGEST_WORD and piece not in learnt]
+        learnt.update(zip(words, self._worked_out(words), strict=True))
+        self._young.update(learnt)
+        for piece in pieces:
+            if len(piece) > LONGEST_WORD:
+                learnt[piece] = self._bytes_of(self._tokenizer.encode(piece.decode()))
+        return learnt
 
-    def _id_of_newline(self) -> int | None:
-        """The id that stands for a line end and nothing else; None where the vocabulary lacks it."""
-        ids = self._tokenizer.encode("\n")
-        return ids[0] if len(ids) == 1 and ids[0] == self._tokenizer.token_id(_NEWLINE) else None
+    def _worked_out(self, words: Sequence[bytes]) -> list[bytes]:
+        """The ids that merging makes of each word."""
+        ids, counts = self._shape.merges.encode(words)
+        content, ends = self._bytes_of(ids), np.cumsum(counts) * self._stored.itemsize
+        return [content[begin:end] for begin, end in pairwise([0, *ends.tolist()])]
+
+    def _gathered(
+        self, ids: Sequence[bytes], numbers: NDArray[np.integer[Any]], is_end: NDArray[np.bool_]
+    ) -> tuple[bytes, NDArray[np.int32], int]:
+        """The ids of all pieces by their numbers, without the ends of documents that have none."""
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)) // self._stored.itemsize
+        begins = np.cumsum(lengths) - lengths
+        counts = lengths[numbers]
+        sizes = np.diff(np.cumsum(counts)[is_end], prepend=0)
+        counts[np.flatnonzero(is_end)[sizes == 1]] = 0
+        ends = np.cumsum(counts)
+        places = np.repeat(begins[numbers] - (ends - counts), counts)
+        places += np.arange(len(places))
+        tokens = np.frombuffer(b"".join(ids), dtype=self._stored)[places]
+        kept = sizes[sizes > 1]
+        return tokens.tobytes(), kept.astype(np.int32), len(sizes) - len(kept)
+
+    def _bytes_of(self, ids: Sequence[int] | NDArray[Any]) -> bytes:
+        return np.array(ids, dtype=self._stored).tobytes()
 
 
-def _places_of_none(items: list[bytes | None]) -> list[int]:
-    """Their positions; the search runs outside Python, and there are few."""
-    places: list[int] = []
-    place = -1
-    with suppress(ValueError):
-        while True:
-            place = items.index(None, place + 1)
-            places.append(place)
-    return places
+def _distinct(data: bytes, bounds: NDArray[np.int64]) -> tuple[list[bytes], NDArray[np.int32]]:
+    """The different pieces, and for each piece the number of the one that it is."""
+    library = arrow("pyarrow")
+    buffers = [None, library.py_buffer(bounds), library.py_buffer(data)]
+    pieces = library.Array.from_buffers(library.large_binary(), len(bounds) - 1, buffers).dictionary_encode()
+    offsets, content = pieces.dictionary.buffers()[1:]
+    ends = np.frombuffer(offsets, dtype=np.int64, count=len(pieces.dictionary) + 1).tolist()
+    blob = content.to_pybytes()
+    numbers: NDArray[np.int32] = pieces.indices.to_numpy()
+    return [blob[begin:end] for begin, end in pairwise(ends)], numbers
 
 
 class Shape(NamedTuple):
     """What a tokenizer of BLOOM's kind can differ in, apart from its words.
 
     Attributes:
-        special: splits a text at its special tokens, which it also returns; None if it has none.
+        special: finds special tokens in UTF-8; None if there are none.
+        special_ids: their ids.
+        merges: what makes ids of a word.
     """
 
-    special: re.Pattern[str] | None
+    special: re.Pattern[bytes] | None
+    special_ids: dict[bytes, int]
+    merges: Merges
 
 
 def bloom_shape(definition: str) -> Shape | None:
@@ -173,15 +184,14 @@ def bloom_shape(definition: str) -> Shape | None:
     tokens = content.get("added_tokens") or []
     if content.get("normalizer") is not None or not _is_bloom_cut(content.get("pre_tokenizer")):
         return None
-    if model.get("type") != "BPE" or model.get("dropout"):
+    if not Merges.are_plain(model):
         return None
     if any(token.get(flag) for token in tokens for flag in ("single_word", "lstrip", "rstrip")):
         return None
-    if any("\n" in token["content"] for token in tokens):  # the separator of ``WordCache``
-        return None
+    ids = {token["content"].encode(): token["id"] for token in tokens if token["content"]}
     # of several that begin at the same place the library takes the longest; an alternation takes the first
-    spelt = sorted((token["content"] for token in tokens if token["content"]), key=len, reverse=True)
-    return Shape(re.compile(f"({'|'.join(map(re.escape, spelt))})") if spelt else None)
+    longest_first = sorted(ids, key=len, reverse=True)
+    return Shape(re.compile(b"|".join(map(re.escape, longest_first))) if ids else None, ids, Merges(model))
 
 
 def _is_bloom_cut(pre_tokenizer: Mapping[str, Any] | None) -> bool:

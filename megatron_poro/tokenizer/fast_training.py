@@ -9,17 +9,19 @@ import importlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from tokenizers.models import BPE
 
 from megatron_poro.errors import ConfigError, DataError
-from megatron_poro.tokenizer.words import byte_level, split_words
+from megatron_poro.tokenizer.pieces import spell_apart
 
 VERSION = "0.1.0"
 """The release of gigabpe that is known to give the same merges."""
+
+_BATCH_CHARACTERS = 1 << 20
 
 
 def learn_merges(
@@ -79,8 +81,19 @@ def _gigabpe() -> ModuleType:
 def _write_words(path: Path, texts: Iterable[str], alphabet: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(" ".join(alphabet) + "\n")  # words of one character join the alphabet and add no pair
-        for text in texts:
+        for batch in _batches(texts):
             try:
-                file.write(" ".join(map(byte_level, split_words(text))) + "\n")
+                file.write(spell_apart(batch) + "\n")
             except UnicodeEncodeError as error:
                 raise DataError(f"a text holds half of a surrogate pair ({error.reason}): replace it.") from error
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch

@@ -12,7 +12,7 @@ import pytest
 from megatron_poro.cli.data import main
 from megatron_poro.cli.data_tokenize import Reporter
 from megatron_poro.data.indexed import IndexedDataset
-from megatron_poro.data.tokenizing import TokenizingProgress
+from megatron_poro.data.ledger import TokenizingProgress
 from megatron_poro.tokenizer.bytes import byte_tokenizer
 
 ROOT = Path(__file__).parents[3]

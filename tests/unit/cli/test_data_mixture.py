@@ -159,3 +159,44 @@ def test_what_show_cannot_show_is_named(run: Overrides, words: list[str], messag
 def test_identity_of_a_run_has_neither_remarks_nor_limits(run: Overrides) -> None:
     """They may change between a checkpoint and its continuation."""
     assert fingerprint(load_config(run)) == fingerprint(load_config([*run, "data.max_epochs=9"]))
+
+
+def test_mixture_file_is_planned_with_its_parts_of_datasets(
+    run: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = tmp_path / "mixture.txt"
+    mixture.write_text(
+        f'"TRAIN: 0.75 0:0.67 {tmp_path / "a"}, 0.25 0:1 {tmp_path / "b"}" "V: 1 0.67:1 {tmp_path / "a"}"'
+    )
+    words = ["--weighted-paths", str(mixture), "--group", "TRAIN", *run]
+    text = printed(plan, capsys, *words)
+    rows = {line.split()[0]: line.split() for line in text.splitlines()[1:3]}
+    of_two = sum(len(byte_tokenizer().encode(text)) for text in TEXTS["a"][:2])
+    assert rows["a"][1] == "75.0000"
+    assert rows["a"][5] == str(of_two)
+    with pytest.raises(ConfigError, match=r"has the groups TRAIN, V; choose one with --group"):
+        plan(["--weighted-paths", str(mixture), *run])
+    with pytest.raises(ConfigError, match=r"--group X: .* has TRAIN, V"):
+        plan(["--weighted-paths", str(mixture), "--group", "X", *run])
+    with pytest.raises(ConfigError, match=r"about the file that --weighted-paths names"):
+        plan(["--as-config", *run])
+
+
+def test_mixture_file_becomes_a_config_that_runs(
+    run: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixture = tmp_path / "mixture.txt"
+    mixture.write_text(f'"TRAIN: 0.75 0:0.67 {tmp_path / "a"}, 0.25 0:1 {tmp_path / "b"}"')
+    yaml = printed(plan, capsys, "--weighted-paths", str(mixture), "--as-config", *run)
+    (tmp_path / "configs" / "data").mkdir(parents=True)
+    (tmp_path / "configs" / "data" / "mine.yaml").write_text(yaml)
+    others = [word for word in run if not word.startswith("data.")]
+    words = ["--config-dir", str(tmp_path / "configs"), *others, "data=mine"]
+    table = printed(plan, capsys, *words)
+    assert re.search(r"^a +75\.0000 %", table, re.MULTILINE)
+    shown = printed(show, capsys, "--step", "1", "--source", "a", *words)
+    assert "documents 0:0.67)" in shown
+    assert "document 2" not in shown
+    whole = load_config([*run, f"data.train=[{{name: a, path: {tmp_path / 'a'}, weight: 1}}]"])
+    part = load_config([*run, f"data.train=[{{name: a, path: {tmp_path / 'a'}, weight: 1, end: 0.5}}]"])
+    assert fingerprint(whole) != fingerprint(part)

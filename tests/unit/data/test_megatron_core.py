@@ -20,6 +20,7 @@ from megatron.core.datasets.gpt_dataset import (
 )
 from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronIndexedDataset
 from megatron.core.datasets.utils import Split
+from numpy.typing import NDArray
 
 from megatron_poro.config.data import SourceConfig
 from megatron_poro.data import samples
@@ -27,7 +28,7 @@ from megatron_poro.data.blending import STRETCH, choose, normalised, samples_to_
 from megatron_poro.data.index_cache import IndexCache
 from megatron_poro.data.indexed import IndexedDataset
 from megatron_poro.data.mixture import build_mixture
-from megatron_poro.data.samples import SampleIndex, build_order, plan_epochs
+from megatron_poro.data.samples import SampleIndex, build_order, document_range, plan_epochs
 from tests.unit.data.datasets import VOCAB_SIZE, random_documents, write_dataset
 
 PORO_WEIGHTS = [0.5415810341, 0.1304808053, 0.004023063515, 0.004016818638, 0.3153543717, 0.004543906834]
@@ -43,8 +44,10 @@ class NoTokenizer:
     unique_identifiers = ("none",)
 
 
-def their_dataset(prefix: Path, *, num_samples: int, sequence_length: int, seed: int) -> GPTDataset:
-    """Megatron-core's dataset over the files that we wrote."""
+def their_dataset(
+    prefix: Path, *, num_samples: int, sequence_length: int, seed: int, documents: NDArray[np.int32] | None = None
+) -> GPTDataset:
+    """Megatron-core's dataset over the files that we wrote, or over some of their documents."""
     low_level = MegatronIndexedDataset(str(prefix))
     config = GPTDatasetConfig(
         random_seed=seed,
@@ -58,7 +61,8 @@ def their_dataset(prefix: Path, *, num_samples: int, sequence_length: int, seed:
         tokenizer=NoTokenizer(),
     )
     config.mock = False
-    documents = np.arange(len(low_level), dtype=np.int32)
+    if documents is None:
+        documents = np.arange(len(low_level), dtype=np.int32)
     return GPTDataset(low_level, str(prefix), documents, num_samples, Split.train, config)
 
 
@@ -105,6 +109,31 @@ def test_their_dataset_reads_ours_and_yields_the_same_samples(
         tokens = ours.sample(number)
         np.testing.assert_array_equal(tokens[:-1], sample["tokens"])
         np.testing.assert_array_equal(tokens[1:], sample["labels"])
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.5, 1.0), (0.1, 0.94), (0.02, 0.98), (0.5, 0.58), (0.0, 1.0)])
+def test_part_of_a_dataset_is_that_of_their_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: float, end: float
+) -> None:
+    """25 documents: halves are rounded as theirs are."""
+    monkeypatch.setattr(samples, "SEPARATE_LAST_EPOCH_BELOW", THEIR_BORDER)
+    write_dataset(tmp_path / "a", random_documents(3, 25))
+    dataset = IndexedDataset(tmp_path / "a")
+    # what BlendedMegatronDatasetBuilder makes of a share of its split matrix
+    documents = np.arange(round(start * float(25)), round(end * float(25)), dtype=np.int32)
+    ours = SampleIndex(
+        dataset,
+        num_samples=60,
+        sequence_length=9,
+        seed=7,
+        cache=IndexCache(tmp_path / "cache"),
+        documents=document_range(25, start=start, end=end),
+    )
+    theirs = their_dataset(tmp_path / "a", num_samples=60, sequence_length=9, seed=7, documents=documents)
+    np.testing.assert_array_equal(ours.order.documents + ours.documents.start, theirs.document_index)
+    for number in range(60):
+        np.testing.assert_array_equal(ours.sample(number)[:-1], theirs[number]["tokens"])
+        assert {piece.document for piece in ours.pieces(number)} <= set(documents.tolist())
 
 
 @settings(max_examples=30, deadline=None)

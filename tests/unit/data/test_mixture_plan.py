@@ -90,3 +90,29 @@ def test_more_epochs_than_stated_are_refused_before_anything_is_built(
     else:
         build()
     assert (tmp_path / "cache").exists() != refused
+
+
+def test_part_of_a_dataset_has_the_tokens_of_its_documents(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a", [[1] * 20, [1] * 30, [1] * 50])
+    part = SourceConfig(name="a", path=str(tmp_path / "a"), weight=1.0, start=1 / 3, end=1.0)
+    for _ in ("with its .bin", "without"):
+        (plan,) = plan_mixture([part], num_samples=40, sequence_length=4)
+        assert (plan.tokens_read, plan.tokens_available, plan.epochs) == (160, 80, 2.0)
+        (tmp_path / "a.bin").unlink(missing_ok=True)
+
+
+def test_part_without_a_document_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a", [[1] * 20] * 3)
+    nothing = SourceConfig(name="a", path=str(tmp_path / "a"), weight=1.0, start=0.0, end=0.1)
+    with pytest.raises(DataError, match=r"the part of dataset .*a between start and end holds no tokens"):
+        plan_mixture([nothing], num_samples=40, sequence_length=4)
+    with pytest.raises(DataError, match=r"the part of dataset .*a between start and end holds no tokens"):
+        build_mixture(
+            [nothing],
+            num_samples=4,
+            sequence_length=4,
+            seed=1,
+            index_cache=tmp_path / "cache",
+            vocab_size=10,
+            expected_tokenizer=None,
+        )

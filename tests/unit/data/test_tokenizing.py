@@ -12,18 +12,12 @@ import pytest
 
 from megatron_poro.data.documents import CorpusFile, Dropped, RecordReader
 from megatron_poro.data.indexed import IndexedDataset
+from megatron_poro.data.ledger import CHUNKS_PER_RECORD, TokenizingProgress
 from megatron_poro.data.manifest import read_manifest, sha256_of
 from megatron_poro.data.merging import find_shards, merge_datasets
 from megatron_poro.data.metadata import DatasetMetadata
 from megatron_poro.data.partial import PartialDataset
-from megatron_poro.data.tokenizing import (
-    CHUNKS_PER_RECORD,
-    Shard,
-    TokenizingProgress,
-    shard_prefix,
-    tokenize_corpus,
-    tokenize_files,
-)
+from megatron_poro.data.tokenizing import Shard, shard_prefix, tokenize_corpus, tokenize_files
 from megatron_poro.errors import DataError
 from megatron_poro.tokenizer.bytes import byte_tokenizer
 from megatron_poro.tokenizer.tokenizer import Tokenizer

@@ -37,10 +37,10 @@ def test_groups_are_kept_apart_and_in_order(tmp_path: Path) -> None:
     assert source_configs(groups["EN"], where="EN") == [SourceConfig(name="en", path="d/en", weight=1.0)]
 
 
-def test_a_part_of_a_dataset_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_fractions_become_the_part_that_a_source_reads(tmp_path: Path) -> None:
     groups = read_weighted_paths(write(tmp_path, '"A: 1 0:0.95 d/fi"'))
-    with pytest.raises(DataError, match=r"A: d/fi is read from 0 to 0\.95 of its documents.*datasets of their own"):
-        source_configs(groups["A"], where="A")
+    expected = SourceConfig(name="fi", path="d/fi", weight=1.0, start=0.0, end=0.95)
+    assert source_configs(groups["A"], where="A") == [expected]
 
 
 def test_sources_that_would_share_a_name_are_refused(tmp_path: Path) -> None:

@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_poro.data import word_cache
-from megatron_poro.data.word_cache import PIECE, Encoder, bloom_shape
+from megatron_poro.data.word_cache import Encoder, bloom_shape
 from megatron_poro.errors import DataError
-from megatron_poro.tokenizer.bytes import byte_tokenizer
-from megatron_poro.tokenizer.pipeline import bloom_pipeline
 from megatron_poro.tokenizer.special_tokens import SPECIAL_TOKENS
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 from megatron_poro.tokenizer.training import train_bpe
@@ -54,15 +52,6 @@ def test_ids_are_the_librarys_for_any_text(tokenizer: Tokenizer, texts: list[str
     encoder = Encoder(tokenizer, STORED)
     assert encoded(encoder, texts) == expected(tokenizer, texts)
     assert encoded(encoder, texts) == expected(tokenizer, texts), "the second time, from memory"
-
-
-def test_every_character_is_cut_as_the_library_cuts_it(tokenizer: Tokenizer) -> None:
-    """After a letter, and after a space and before a letter: the ways in which a character matters to the cut."""
-    pre_tokenizer = bloom_pipeline(byte_tokenizer()._backend.model).pre_tokenizer[0]
-    for start in chain(range(0, 0x40000, 1 << 14), range(0xE0000, 0xF0000, 1 << 14)):  # the planes with characters
-        characters = [chr(c) for c in range(start, start + (1 << 14)) if not 0xD800 <= c < 0xE000]
-        text = "".join(f"\na{character} {character}a" for character in characters)
-        assert PIECE.findall(text) == [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)], hex(start)
 
 
 def test_forgetting_changes_nothing(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
