@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatron_poro.engine.engine import Fragment, FragmentKind
+from megatron_poro.parallel.agreement import World
 
 
 class Rectangle(NamedTuple):
@@ -158,6 +159,12 @@ def chunked_tensors(fragments: Iterable[Fragment]) -> dict[str, ChunkedTensor]:
         assert shape == fragment.shard.full_shape, f"{key} is {shape} and {fragment.shard.full_shape} in one process"
         pieces.setdefault(key, []).extend(_pieces(fragment))
     return {key: ChunkedTensor(shapes[key], pieces[key]) for key in pieces}
+
+
+def decayed_names(fragments: Iterable[Fragment], world: World) -> list[str]:
+    """Names of the parameters that weight decay applies to, sorted. All processes call it, each with what it holds."""
+    mine = {fragment.name for fragment in fragments if fragment.is_decayed}
+    return sorted(set().union(*world.gather(mine)))
 
 
 def _pieces(fragment: Fragment) -> list[Piece]:

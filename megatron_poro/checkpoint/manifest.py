@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from megatron_poro.errors import CheckpointError
 
@@ -70,6 +70,9 @@ def read(folder: Path) -> dict[str, FileEntry]:
         raise CheckpointError(f"{MANIFEST_NAME} of {folder} has format {written_by!r}, this release reads {FORMAT}.")
     if encode(entries) != content:
         raise CheckpointError(f"{MANIFEST_NAME} of {folder} is damaged: it does not agree with its own checksum.")
+    for name in entries:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise CheckpointError(f"{MANIFEST_NAME} of {folder} names {name}, which leads out of the checkpoint.")
     return entries
 
 

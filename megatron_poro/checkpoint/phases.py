@@ -21,11 +21,13 @@ def phase(world: World, explain: Callable[[BaseException], str] = str) -> Abstra
         explain: makes one sentence of an exception; not asked about the project's own errors.
 
     Raises:
-        CheckpointError: on every process, with the sentence of the lowest rank that failed. A process whose failure is
-            a bug raises that instead, with its traceback.
+        CheckpointError: on every process, with the sentence of the lowest rank that failed; of the class it has there
+            if that is a CheckpointError's. A process whose failure is a bug raises that instead, with its traceback.
     """
 
     def told(error: BaseException) -> CheckpointError:
+        if isinstance(error, CheckpointError):
+            return error
         return CheckpointError(str(error) if isinstance(error, PoroError) else explain(_cause(error)))
 
     return world.together(faults=_FAULTS, explain=told)

@@ -16,9 +16,12 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.futures import Future
 
 from megatron_poro.checkpoint import manifest
 from megatron_poro.checkpoint.fragment import split_key, tensor_key
+from megatron_poro.checkpoint.index import read_index
 from megatron_poro.checkpoint.state import META_NAME, TOKENIZER_FOLDER, RunState
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import Precision
@@ -75,7 +78,7 @@ class CheckpointReader:
 
     def setting(self, key: str, default: Any) -> Any:
         """A value of the config in the checkpoint by dotted key; the default if it has none, as an import may."""
-        value: Any = self._config
+        value: Any = self.config
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
                 return default
@@ -92,7 +95,8 @@ class CheckpointReader:
         return Tokenizer.load(self.path / TOKENIZER_FOLDER)
 
     @cached_property
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run that wrote it, as nested dicts; an import has a part of one."""
         values = OmegaConf.to_container(OmegaConf.create(self.state.config), resolve=True)
         assert isinstance(values, dict), f"the config in {self.path} is not a mapping"
         return {str(key): value for key, value in values.items()}
@@ -113,8 +117,12 @@ class CheckpointReader:
 
     @cached_property
     def index(self) -> Metadata:
-        """Torch's record of which chunk of which tensor is where. It is a pickle: trust it only as you trust code."""
-        return FileSystemReader(self.path).read_metadata()
+        """Torch's record of which chunk of which tensor is where.
+
+        Raises:
+            CheckpointError: if it is not one; nothing of what it may hold else is run.
+        """
+        return read_index(self.path, manifest.read(self.path))
 
     def tensor(self, name: str, kind: FragmentKind = FragmentKind.MASTER) -> Tensor:
         """One full tensor, fp32, on the host.
@@ -159,6 +167,14 @@ class _IndexedReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._index
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        # chunk by chunk: in one call torch holds a chunk until it has read the next
+        for item in plan.items:
+            super().read_data(LoadPlan([item]), planner)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 def _refuse(path: Path, problems: list[str]) -> None:

@@ -1,21 +1,22 @@
 """Continuing from a checkpoint: any layout in, any layout out.
 
 Before a byte is read into the engine, the checkpoint is held against its manifest and against the run that asks for it:
-its parameters, its tokenizer and every setting that makes the run the run it is. Where they differ the run is refused
-with both values, because a run that silently became another one is found out weeks later.
+its parameters, its tokenizer and its settings (:mod:`megatron_poro.config.continuation` says which may differ). A run
+that silently became another one is found out weeks later, so what must not differ refuses the run with both values, and
+every other difference is told.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_poro.checkpoint import manifest
-from megatron_poro.checkpoint.fragment import chunked_tensors, split_key
+from megatron_poro.checkpoint.fragment import chunked_tensors, decayed_names, split_key
 from megatron_poro.checkpoint.phases import phase
 from megatron_poro.checkpoint.reading import CheckpointReader
 from megatron_poro.checkpoint.state import RunState
 from megatron_poro.checkpoint.store import CheckpointStore
-from megatron_poro.config.identity import ABSENT, Difference, identity
+from megatron_poro.config.continuation import OPTIMIZER_GROUPS, Continuation, compare_settings
+from megatron_poro.config.identity import Difference
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.engine.engine import Engine, FragmentKind
 from megatron_poro.errors import CheckpointError
@@ -81,31 +82,24 @@ def load(path: Path | str, engine: Engine, *, config: TrainConfig, tokenizer_fin
     return _load(Path(path), engine, world, config=config, tokenizer_fingerprint=tokenizer_fingerprint)
 
 
-def differing_values(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Difference]:
-    """Values of a run's identity that are not the same in a checkpoint and in the run that asks for it.
-
-    A key that only one of them knows is not compared: it belongs to an earlier or a later release, or the checkpoint
-    was imported and knows its model only. An element that a list lost or gained is a difference.
-    """
-    known = {_owner(key) for key in saved} & {_owner(key) for key in current}
-    pairs = [
-        Difference(key, saved.get(key, ABSENT), current.get(key, ABSENT))
-        for key in (*saved, *(key for key in current if key not in saved))
-        if _owner(key) in known
-    ]
-    return [pair for pair in pairs if pair.left != pair.right]
-
-
 def _load(path: Path, engine: Engine, world: World, *, config: TrainConfig, tokenizer_fingerprint: str) -> RunState:
     """:func:`load` of a folder that is known to be intact."""
     with phase(world, lambda error: f"checkpoint {path} cannot be read: {_reason(error)}."):
         reader = CheckpointReader(path)
         _require_same_tokenizer(reader, tokenizer_fingerprint)
-        _require_same_run(reader, config)
-        targets = chunked_tensors(engine.fragments())
+        fragments = list(engine.fragments())
+        targets = chunked_tensors(fragments)
+    decayed = decayed_names(fragments, world)
     held = world.gather({split_key(key): tuple(tensor.shape) for key, tensor in targets.items()})
+    shapes = {key: shape for part in held for key, shape in part.items()}
     with phase(world):
-        _require_same_parameters(reader, {key: shape for part in held for key, shape in part.items()})
+        known = reader.shapes.keys() & {name for _, name in shapes}
+        moved = _group_differences(reader.state.decayed, decayed, known)
+        continuation = compare_settings(reader.config, reader.state.identity, config, others=moved)
+        _require_same_run(reader, continuation)
+        _require_same_parameters(reader, shapes)
+    if world.is_first:
+        _tell(reader, continuation)
     with phase(world, lambda error: f"checkpoint {path} cannot be read: {_reason(error)}."):
         reader.fill(dict(targets), distributed=world.size > 1)
     engine.load_finished(reader.state.optimizer_step)
@@ -127,14 +121,50 @@ def _require_same_tokenizer(reader: CheckpointReader, fingerprint: str) -> None:
         )
 
 
-def _require_same_run(reader: CheckpointReader, config: TrainConfig) -> None:
-    differing = differing_values(reader.state.identity, identity(config))
-    if differing:
-        listed = "; ".join(f"{one.key} was {one.left}, is now {one.right}" for one in differing)
+def _require_same_run(reader: CheckpointReader, continuation: Continuation) -> None:
+    """Raises for what must not differ, and for what was not said to."""
+    if continuation.defining:
         raise CheckpointError(
-            f"checkpoint {reader.path} belongs to a run with other settings: {listed}. Set them back, or start a new "
-            "run under another run.name."
+            f"checkpoint {reader.path} belongs to a run with other settings: {_listed(continuation.defining)}. Set "
+            "them back, or start a new run under another run.name."
         )
+    if continuation.to_accept:
+        keys = ",".join(dict.fromkeys(one.key for one in continuation.to_accept))
+        raise CheckpointError(
+            f"checkpoint {reader.path} was saved with other settings: {_listed(continuation.to_accept)}. Set them "
+            f"back, or say that they are meant: resume.accept=[{keys}]."
+        )
+
+
+def _tell(reader: CheckpointReader, continuation: Continuation) -> None:
+    """One line for each setting that differs; the new value is the one that counts."""
+    for difference in continuation.accepted:
+        logger.warning("accepted since %s: %s", reader.path.name, _spelt(difference))
+    for difference in continuation.free:
+        logger.info("changed since %s: %s", reader.path.name, _spelt(difference))
+
+
+def _group_differences(
+    saved: Collection[str] | None, current: Collection[str], known: Collection[str]
+) -> list[Difference]:
+    """Which of the parameters ``known`` to both have moved between the optimizer's groups."""
+    if saved is None:
+        return []
+    words = {True: "decayed", False: "not decayed"}
+    return [
+        Difference(OPTIMIZER_GROUPS, f"{name} {words[name in saved]}", f"{name} {words[name in current]}")
+        for name in sorted(known)
+        if (name in saved) != (name in current)
+    ]
+
+
+def _listed(differences: Sequence[Difference]) -> str:
+    more = f" (and {len(differences) - 10} more)" if len(differences) > 10 else ""
+    return "; ".join(map(_spelt, differences[:10])) + more
+
+
+def _spelt(difference: Difference) -> str:
+    return f"{difference.key} was {difference.left}, is now {difference.right}"
 
 
 def _require_same_parameters(reader: CheckpointReader, shapes: dict[tuple[FragmentKind, str], tuple[int, ...]]) -> None:
@@ -159,11 +189,6 @@ def _require_same_parameters(reader: CheckpointReader, shapes: dict[tuple[Fragme
 
 def _spell(key: tuple[FragmentKind, str]) -> str:
     return f"{key[1]} ({key[0].value})"
-
-
-def _owner(key: str) -> str:
-    """The list that an element's key belongs to (``data.train`` of ``data.train[0].name``), or the key itself."""
-    return key.partition("[")[0]
 
 
 def _reason(error: BaseException) -> str:

@@ -1,31 +1,31 @@
 """Writing a checkpoint: every process writes what it owns, one seals it, all agree that it is done.
 
-The order is: check values and room, stage, write tensors, write ``meta.json`` and the tokenizer, hash and make
-durable, commit, forget old ones. A failure on any process in any phase is the same error on all, and leaves the folder
-as it was.
+A save has four parts. *Begin*: all look whether the tensors are complete, one makes the staging folder, all plan who
+writes what. *Write*: each process writes its own file and makes it durable; this takes nearly all of the time and needs
+no other process. *Collect*: all tell what they wrote. *Commit*: one process writes the index and the manifest and
+renames. :func:`save` does them one after the other; :mod:`megatron_poro.checkpoint.background` trains in between. A
+failure on any process in any part is the same error on all, and leaves the checkpoints that were there as they were.
 """
 
 import errno
 import math
 import shutil
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import state_dict_saver
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.metadata import StorageMeta
 
 from megatron_poro.checkpoint import manifest
 from megatron_poro.checkpoint.fragment import ChunkedTensor, chunked_tensors, tensor_key
+from megatron_poro.checkpoint.index import INDEX_NAME
 from megatron_poro.checkpoint.manifest import FileEntry
 from megatron_poro.checkpoint.phases import phase
 from megatron_poro.checkpoint.state import META_NAME, TOKENIZER_FOLDER, RunState
 from megatron_poro.checkpoint.store import CheckpointStore, sync
+from megatron_poro.checkpoint.writing import Written, plan_writing
 from megatron_poro.engine.engine import Engine, Fragment
-from megatron_poro.errors import CheckpointError
+from megatron_poro.errors import CheckpointError, UnsavableError
 from megatron_poro.logs import get_logger
 from megatron_poro.parallel.agreement import World
 from megatron_poro.tokenizer.tokenizer import Tokenizer
@@ -52,14 +52,24 @@ def save(store: CheckpointStore, engine: Engine, state: RunState, *, tokenizer: 
         The folder of the checkpoint; it is complete on disk.
 
     Raises:
-        CheckpointError: on every process alike, if a value is not finite, the disk is full or not writable, or the step
-            has a checkpoint already; nothing has changed on disk.
+        UnsavableError: on every process alike, if a value is not finite; nothing has changed on disk.
+        CheckpointError: on every process alike, if the disk is full or not writable, or the step has a checkpoint
+            already; the checkpoints that were there are as they were.
     """
-    world = engine.groups.world
+    owned = owned_fragments(engine, step=state.step)
+    return write_checkpoint(store, chunked_tensors(owned), state, world=engine.groups.world, tokenizer=tokenizer)
+
+
+def owned_fragments(engine: Engine, *, step: int) -> list[Fragment]:
+    """What this process writes of an engine. All processes call it.
+
+    Raises:
+        UnsavableError: on every process alike, if a value of any of them is not finite.
+    """
     owned = [fragment for fragment in engine.fragments() if fragment.is_owner]
-    with phase(world):
-        _require_finite(owned, step=state.step)
-    return write_checkpoint(store, chunked_tensors(owned), state, world=world, tokenizer=tokenizer)
+    with phase(engine.groups.world):
+        _require_finite(owned, step=step)
+    return owned
 
 
 def write_checkpoint(
@@ -69,104 +79,122 @@ def write_checkpoint(
     *,
     world: World,
     tokenizer: Tokenizer | None = None,
-    file_per_chunk: bool = False,
 ) -> Path:
     """Writes tensors given by key; :func:`save` without an engine.
 
     Args:
-        tensors: what this process writes. Together the processes must write each element of each tensor once.
+        tensors: what this process writes. Together the processes must write each element of each tensor once. A chunk
+            is asked for when it is written and dropped after, so chunks made on demand never fill the memory.
         store, state, tokenizer: as in :func:`save`.
         world: the processes that take part.
-        file_per_chunk: one file for each chunk instead of one for each process. Torch holds every chunk of a file until
-            the file is closed, so this is what keeps chunks that are made on demand from filling the memory.
 
     Raises:
         CheckpointError: as :func:`save`.
     """
-    needed = _require_complete(tensors, world)
-    try:
-        _stage_and_write(store, tensors, state, needed, world=world, tokenizer=tokenizer, file_per_chunk=file_per_chunk)
-    except CheckpointError:
-        if world.is_first:
-            store.discard(state.step)
-        raise
-    if world.is_first:
-        for path in store.retain():
-            logger.info("removed old checkpoint %s", path)
-    return store.path(state.step)
+    going = CheckpointInMaking(store, tensors, state, world=world, tokenizer=tokenizer)
+    with going.part():
+        going.write()
+    going.collect()
+    with going.part():
+        path = going.commit()
+    return path
 
 
-def _stage_and_write(
-    store: CheckpointStore,
-    tensors: Mapping[str, ChunkedTensor],
-    state: RunState,
-    needed: int,
-    *,
-    world: World,
-    tokenizer: Tokenizer | None,
-    file_per_chunk: bool,
-) -> None:
-    """The phases of a save, each ended by all processes together."""
-    final = store.path(state.step)
-    staging = final.with_name(f"{final.name}.tmp")
+class CheckpointInMaking:
+    """A save that has begun: staged and planned. All processes make one together.
 
-    def explain(error: BaseException) -> str:
-        return _explain(error, final, needed)
+    Its methods are called in the order in which they stand here. :meth:`write` and :meth:`commit` need no other process
+    and may run in a thread; both belong inside :meth:`part`, or hand over to it what they raised.
 
-    with phase(world, explain):
-        if world.is_first:
-            staging = store.stage(state.step, needed)
-    with phase(world, explain):
-        written = _write_tensors(staging, tensors, world, file_per_chunk=file_per_chunk)
-    entries: dict[str, FileEntry] = {}
-    with phase(world, explain):
-        if world.is_first:
-            (staging / META_NAME).write_bytes(state.encode())
-            if tokenizer is not None:
-                tokenizer.save(staging / TOKENIZER_FOLDER)
-        for name in _own_files(staging, world):
-            sync(staging / name)
-            entries[name] = manifest.describe(staging / name)
-    everything = {name: entry for part in world.gather(entries) for name, entry in part.items()}
-    assert written <= everything.keys(), f"files without a checksum: {sorted(written - everything.keys())}"
-    with phase(world, explain):
-        if world.is_first:
-            store.commit(state.step, everything)
+    Args:
+        store, tensors, state, world, tokenizer: as in :func:`write_checkpoint`.
 
-
-def _write_tensors(
-    staging: Path, tensors: Mapping[str, ChunkedTensor], world: World, *, file_per_chunk: bool
-) -> set[str]:
-    """Lets torch write this process's chunks; a collective call. Returns the files that hold the chunks of all."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a world of one is no mishap
-        index = state_dict_saver.save(
-            dict(tensors),
-            # every file is made durable once all of them are written
-            storage_writer=_PlainWriter(staging, single_file_per_rank=not file_per_chunk, sync_files=False),
-            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-            no_dist=world.size == 1,
-        )
-    return {stored.relative_path for stored in index.storage_data.values()}
-
-
-class _PlainWriter(FileSystemWriter):
-    """Torch's writer without the path and the random number it notes: equal states make equal files."""
-
-    def storage_meta(self) -> StorageMeta:
-        return StorageMeta()
-
-
-def _own_files(staging: Path, world: World) -> list[str]:
-    """The files this process hashes: those it wrote, which its page cache still holds; the first process the rest.
-
-    Torch calls the files of rank 3 ``__3_0.distcp``, ``__3_1.distcp`` and so on.
+    Raises:
+        CheckpointError: on every process alike, if the disk has no room or is not writable, or the step has a
+            checkpoint already.
     """
-    names = manifest.relative_files(staging)
-    if not world.is_first:
-        return [name for name in names if name.startswith(f"__{world.rank}_")]
-    others = tuple(f"__{rank}_" for rank in range(1, world.size))
-    return [name for name in names if not name.startswith(others)]
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        tensors: Mapping[str, ChunkedTensor],
+        state: RunState,
+        *,
+        world: World,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self.step = state.step
+        self._store, self._state, self._world, self._tokenizer = store, state, world, tokenizer
+        self._needed = _require_complete(tensors, world)
+        self._staging: Path | None = None
+        self._written: Written | None = None
+        self._of_all: list[Written] = []
+        with self.part():
+            if world.is_first:
+                self._staging = store.stage(state.step, self._needed)
+        self._staging = world.gather(self._staging)[0]
+        self._plan = plan_writing(tensors, world=world)
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """A block that all processes run; what fails on one is raised on all, and what was staged is removed."""
+        try:
+            with phase(self._world, self._explain):
+                yield
+        except CheckpointError:
+            if self._world.is_first and self._staging is not None:
+                self._store.discard(self._staging)
+            raise
+
+    def write(self) -> None:
+        """Writes this process's tensors, durably; the first one also the state and the tokenizer."""
+        assert self._staging is not None, "nothing is staged"
+        written = self._plan.write(self._staging)
+        if self._world.is_first:
+            (self._staging / META_NAME).write_bytes(self._state.encode())
+            if self._tokenizer is not None:
+                self._tokenizer.save(self._staging / TOKENIZER_FOLDER)
+            for name in manifest.relative_files(self._staging):
+                if name == META_NAME or name.startswith(f"{TOKENIZER_FOLDER}/"):
+                    written.entries[name] = _made_durable(self._staging, name)
+        self._written = written
+
+    def collect(self) -> None:
+        """Tells all processes what each of them wrote. All processes call it, and all have written."""
+        assert self._written is not None, "nothing is written"
+        self._of_all = self._world.gather(self._written)
+
+    def commit(self) -> Path:
+        """Makes the checkpoint exist and removes old ones; does something on the first process only."""
+        if self._world.is_first:
+            assert self._staging is not None, "nothing is staged"
+            self._plan.write_index(self._staging, self._of_all)
+            entries: dict[str, FileEntry] = {INDEX_NAME: _made_durable(self._staging, INDEX_NAME)}
+            for written in self._of_all:
+                entries |= written.entries
+            self._store.commit(self._staging, entries)
+            for path in self._store.retain(proven=self.step):
+                logger.info("removed old checkpoint %s", path)
+        return self._store.path(self.step)
+
+    def _explain(self, error: BaseException) -> str:
+        """One sentence of what a disk said."""
+        final = self._store.path(self.step)
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        try:
+            free = format_bytes(shutil.disk_usage(final.parent).free)
+        except OSError:
+            free = "an unknown number of bytes"
+        advice = "Make room" if isinstance(error, OSError) and error.errno in _FULL else "Look at the disk"
+        return (
+            f"checkpoint {final} was not written: {reason}. It needs {format_bytes(self._needed)}, {free} are free. "
+            f"{advice}; the checkpoints before it are intact."
+        )
+
+
+def _made_durable(folder: Path, name: str) -> FileEntry:
+    sync(folder / name)
+    return manifest.describe(folder / name)
 
 
 def _require_finite(fragments: Iterable[Fragment], *, step: int) -> None:
@@ -176,7 +204,7 @@ def _require_finite(fragments: Iterable[Fragment], *, step: int) -> None:
             continue
         low, high = torch.aminmax(fragment.flat)  # a NaN anywhere makes both NaN; needs no second buffer
         if not (math.isfinite(low.item()) and math.isfinite(high.item())):
-            raise CheckpointError(
+            raise UnsavableError(
                 f"{tensor_key(fragment.kind, fragment.name)} is not finite at step {step} (between {low.item()} and "
                 f"{high.item()}); it is not saved. Resume from the checkpoint before and lower the learning rate."
             )
@@ -200,20 +228,6 @@ def _require_complete(tensors: Mapping[str, ChunkedTensor], world: World) -> int
     for key, count in elements.items():
         assert count == math.prod(shapes[key]), f"{count} elements of {key}, which is {shapes[key]}, have an owner"
     return needed
-
-
-def _explain(error: BaseException, final: Path, needed: int) -> str:
-    """One sentence of what a disk said."""
-    reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-    try:
-        free = format_bytes(shutil.disk_usage(final.parent).free)
-    except OSError:
-        free = "an unknown number of bytes"
-    advice = "Make room" if isinstance(error, OSError) and error.errno in _FULL else "Look at the disk"
-    return (
-        f"checkpoint {final} was not written: {reason}. It needs {format_bytes(needed)}, {free} are free. {advice} and "
-        "resume; the checkpoints before it are intact."
-    )
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -7,7 +7,7 @@ seed and of the number of consumed samples. Nothing here needs torch.
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -40,7 +40,14 @@ class RunState:
         topology: layout of the processes that wrote the checkpoint; for information, any layout can read it.
         tokenizer_fingerprint: of the tokenizer the data was made with.
         milestone: label under which the checkpoint is kept for ever and exported (``100B``), or None.
-        check_loss: loss of a fixed batch, to prove after loading that the model is the same; or None.
+        check_loss: loss of the run's first ``check_samples`` samples, to prove after loading that model and data are
+            the same; or None.
+        check_samples: how many these are.
+        decayed: names of the parameters that weight decay applies to; None if the checkpoint does not know.
+        run_id: of the run that wrote it, made once and kept for ever; empty for a checkpoint no run has written.
+        lineage: how often that run had been rewound.
+        skipped_steps: steps up to this one whose samples were not learned from.
+        guard: what the guard over single steps remembers, so that a resumed run judges steps alike.
         seed_policy: what random numbers are a function of.
         versions: of the software that wrote it.
         created: UTC, ISO 8601.
@@ -56,6 +63,12 @@ class RunState:
     tokenizer_fingerprint: str
     milestone: str | None = None
     check_loss: float | None = None
+    check_samples: int = 0
+    decayed: Sequence[str] | None = None
+    run_id: str = ""
+    lineage: int = 0
+    skipped_steps: tuple[int, ...] = ()
+    guard: Mapping[str, Any] = field(default_factory=dict)
     seed_policy: str = SEED_POLICY
     versions: Mapping[str, str] = field(default_factory=lambda: software_versions())
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -79,7 +92,8 @@ class RunState:
                 raise CheckpointError(f"{path} has format {written_by!r}, this release reads {FORMAT}.")
             known = {entry.name for entry in dataclasses.fields(cls)}
             kept = {key: value for key, value in record.items() if key in known}
-            return cls(**{**kept, "topology": Topology(**record["topology"])})
+            skipped = tuple(record.get("skipped_steps", ()))
+            return cls(**{**kept, "topology": Topology(**record["topology"]), "skipped_steps": skipped})
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}. It is not a checkpoint.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,8 +1,8 @@
 """A folder of checkpoints: how one comes into being whole or not at all, and which are kept.
 
-A checkpoint is written into ``step_00000144.tmp``, made durable, sealed with a manifest and renamed; then ``latest`` is
-replaced by a rename. Whatever moment a machine dies at, the folder holds the old checkpoint or the new one, never a
-mix. ``latest`` is for people and scripts: the loader looks for the newest folder whose manifest holds.
+A checkpoint is written into ``step_00000144.<random>.tmp``, made durable, sealed with a manifest and renamed; then
+``latest`` is replaced by a rename. Whatever moment a machine dies at, the folder holds the old checkpoint or the new
+one, never a mix. ``latest`` is for people and scripts: the loader looks for the newest folder whose manifest holds.
 
 Everything here is done by one process and needs no torch; :mod:`megatron_poro.checkpoint.saving` brings all processes
 together around it.
@@ -10,6 +10,7 @@ together around it.
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -59,11 +60,16 @@ class CheckpointStore:
         folder: where the step folders are; made by the first save.
         keep_last: how many of the newest checkpoints survive a save (at least the one just written does). Milestones
             are kept for ever.
+        before_commit: called before anything in the folder is removed or renamed; raises if the folder belongs to
+            another job by now.
     """
 
-    def __init__(self, folder: Path | str, *, keep_last: int = 2) -> None:
+    def __init__(
+        self, folder: Path | str, *, keep_last: int = 2, before_commit: Callable[[], None] = lambda: None
+    ) -> None:
         self.folder = Path(folder)
         self.keep_last = max(1, keep_last)
+        self._before_commit = before_commit
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
@@ -96,6 +102,8 @@ class CheckpointStore:
     def stage(self, step: int, needed_bytes: int) -> Path:
         """An empty folder to write a checkpoint into; clears what an interrupted save left behind.
 
+        Its name has a random part: a job that was thought dead and still writes somewhere never writes into this one.
+
         Args:
             step: optimizer step of the checkpoint.
             needed_bytes: upper bound of its size.
@@ -104,6 +112,7 @@ class CheckpointStore:
             CheckpointError: if the step has a valid checkpoint already, the disk has no room, or the folder cannot be
                 made.
         """
+        self._before_commit()
         final = self.path(step)
         if final.exists() and not manifest.problems(final):
             raise CheckpointError(
@@ -123,7 +132,7 @@ class CheckpointStore:
                     f"no room for checkpoint {final}: it needs {format_bytes(needed_bytes)} and {format_bytes(free)} "
                     "are free. Make room, or lower checkpoint.keep_last; the checkpoints before it are intact."
                 )
-            staging = self._staging(step)
+            staging = self.folder / f"{final.name}.{secrets.token_hex(4)}.tmp"
             staging.mkdir()
         except OSError as error:
             raise CheckpointError(
@@ -132,52 +141,81 @@ class CheckpointStore:
             ) from error
         return staging
 
-    def commit(self, step: int, entries: Mapping[str, FileEntry]) -> Path:
+    def commit(self, staging: Path, entries: Mapping[str, FileEntry]) -> Path:
         """Turns a staged folder into a checkpoint and points ``latest`` to it.
 
         Args:
-            step: the staged step.
+            staging: what :meth:`stage` returned.
             entries: size and checksum of every file in the folder, by relative path; the files are durable already.
+
+        Raises:
+            OSError: if the disk refuses; there is no checkpoint of this step then.
         """
-        staging, final = self._staging(step), self.path(step)
+        final = staging.with_name(staging.name.partition(".")[0])
         write_durably(staging / manifest.MANIFEST_NAME, manifest.encode(entries))
         for folder in {(staging / name).parent for name in entries}:
             sync(folder)
+        self._before_commit()
         if final.exists():  # stage() has seen that it is damaged; out of the way, but not lost
             aside = final.with_name(f"{final.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             final.rename(aside)
         staging.rename(final)
-        # makes the rename above durable as well: both are names in this folder
-        write_durably(self.folder / LATEST_NAME, f"{final.name}\n".encode())
+        try:
+            # makes the rename above durable as well: both are names in this folder
+            write_durably(self.folder / LATEST_NAME, f"{final.name}\n".encode())
+        except OSError as error:  # the checkpoint exists; who resumes looks for it and not for this file
+            logger.warning("%s cannot be replaced (%s); %s is complete.", LATEST_NAME, error.strerror, final)
         return final
 
-    def discard(self, step: int) -> None:
+    def discard(self, staging: Path) -> None:
         """Removes a staged folder, as far as the disk lets us."""
-        shutil.rmtree(self._staging(step), ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
-    def retain(self) -> list[Path]:
-        """Removes checkpoints that are neither among the newest ``keep_last`` nor milestones; returns what it removed.
+    def superfluous(self) -> list[int]:
+        """Steps that are neither among the newest ``keep_last`` nor milestones, newest first.
 
-        Folders that are not complete are not counted and not touched: they are for a person to look at.
+        Folders that are not complete are not counted and not among them: they are for a person to look at.
         """
-        complete = [step for step in self.steps() if not manifest.problems(self.path(step), checksums=False)]
-        removed = []
-        for step in complete[self.keep_last :]:
-            if self._is_milestone(step):
-                continue
-            doomed = self.path(step).with_name(f"{step_name(step)}.removed")
-            try:
-                self.path(step).rename(doomed)  # from here on it does not exist, however far the removal gets
-                shutil.rmtree(doomed)
-            except OSError as error:
-                logger.warning("cannot remove old checkpoint %s: %s", self.path(step), error.strerror)
-                continue
-            removed.append(self.path(step))
-        return removed
+        return [step for step in self._complete()[self.keep_last :] if not self._is_milestone(step)]
 
-    def _staging(self, step: int) -> Path:
-        return self.folder / f"{step_name(step)}.tmp"
+    def retain(self, *, proven: int | None = None) -> list[Path]:
+        """Removes the :meth:`superfluous` checkpoints; returns what it removed.
+
+        Files of the right size may still be damaged, so at least one of those that stay is proven whole first: the one
+        that was just written, whose checksums were taken from memory and whose files have reached the disk, or else
+        the newest whose every byte compares with its manifest. Where none is, nothing is removed.
+
+        Args:
+            proven: a step that was just committed by this process.
+        """
+        doomed = self.superfluous()
+        if not doomed:
+            return []
+        staying = [step for step in self._complete() if step not in doomed]
+        if proven not in staying and all(manifest.problems(self.path(step)) for step in staying):
+            logger.warning("none of the checkpoints in %s that would stay is valid; none is removed.", self.folder)
+            return []
+        try:
+            sync(self.folder)  # the names of those that stay reach the disk before any other goes
+        except OSError as error:
+            logger.warning("old checkpoints in %s are not removed: %s", self.folder, error.strerror)
+            return []
+        return [self.path(step) for step in doomed if self._remove(step)]
+
+    def _complete(self) -> list[int]:
+        """Steps whose files are all there and have the right sizes, newest first."""
+        return [step for step in self.steps() if not manifest.problems(self.path(step), checksums=False)]
+
+    def _remove(self, step: int) -> bool:
+        doomed = self.path(step).with_name(f"{step_name(step)}.removed")
+        try:
+            self.path(step).rename(doomed)  # from here on it does not exist, however far the removal gets
+            shutil.rmtree(doomed)
+        except OSError as error:
+            logger.warning("cannot remove old checkpoint %s: %s", self.path(step), error.strerror)
+            return False
+        return True
 
     def _is_milestone(self, step: int) -> bool:
         try:

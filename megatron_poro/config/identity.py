@@ -29,7 +29,8 @@ class Difference:
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The values that define the model, its initial weights and the order of the data, by dotted key.
 
-    Folders are left out, so that data may move: a source is its name, its weight and its file name. So are the layout
+    Folders are left out, so that data may move: a source is its name, its weight, its file name and what part
+    of it is read. So are the layout
     and the engine, which change how a step is computed and not what, and the optimizer and its rates, which may be
     changed on purpose on the way.
     """
@@ -41,6 +42,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         values[f"data.train[{index}].name"] = source.name
         values[f"data.train[{index}].file"] = PurePath(source.path).name
         values[f"data.train[{index}].weight"] = source.weight
+        if (source.start, source.end) != (0.0, 1.0):  # whole datasets keep the identity they had before parts existed
+            values[f"data.train[{index}].documents"] = f"{source.start}:{source.end}"
     # The number of samples decides over how many epochs each source is shuffled.
     values["schedule.total_tokens"] = config.schedule.total_tokens
     values["schedule.global_batch_samples"] = config.schedule.global_batch_samples
@@ -64,7 +67,12 @@ def identity_differences(left: TrainConfig, right: TrainConfig) -> list[Differen
 
 def flatten(config: Any) -> dict[str, Any]:
     """A config as dotted keys and plain values: ``parallel.tensor``, ``data.train[0].name``."""
-    return dict(_leaves(plain(config), ""))
+    return flatten_values(plain(config))
+
+
+def flatten_values(values: Any) -> dict[str, Any]:
+    """Nested mappings and lists as dotted keys."""
+    return dict(_leaves(values, ""))
 
 
 def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from megatron_poro.config.data import DataConfig
+from megatron_poro.config.guards import GuardsConfig
 from megatron_poro.config.model import BloomConfig
 
 
@@ -87,6 +88,16 @@ class LearningRateKind(str, Enum):
     CONSTANT = "constant"
 
 
+class LabelUnit(str, Enum):
+    """What the name of a milestone counts its tokens in."""
+
+    AUTO = "auto"
+    K = "k"
+    M = "M"
+    B = "B"
+    T = "T"
+
+
 @dataclass(kw_only=True)
 class RunSection:
     """What this run is called and where it lives."""
@@ -102,6 +113,10 @@ class RunSection:
 
     stop_after_steps: int | None = None
     """Save and leave after this optimizer step although the run is not finished; null runs to the end."""
+
+    lease_seconds: float = 60.0
+    """A job on another machine takes the run over when its holder has given no sign for so many seconds. More than the
+    file system may show old contents for."""
 
 
 @dataclass(kw_only=True)
@@ -219,8 +234,22 @@ class CheckpointConfig:
     keep_last: int = 2
     """Number of newest checkpoints kept; milestones are kept for ever."""
 
-    resume: bool = True
-    """Continue from the newest valid checkpoint of the run folder if there is one."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written. Takes 12 bytes of host memory per parameter of this process, and loses
+    the steps since the last committed checkpoint if the run dies in between; false waits for each save."""
+
+
+@dataclass(kw_only=True)
+class ResumeConfig:
+    """How a run that is started again goes on."""
+
+    enabled: bool = True
+    """Continue from the newest valid checkpoint of the run folder if there is one; false refuses to start where there
+    is one."""
+
+    accept: list[str] = field(default_factory=list)
+    """Keys of optimizer.* and schedule.* that may differ from the checkpoint's: exact keys, or patterns such as
+    optimizer.*. What defines the run (model, data, seed, batch, length) can never differ, all else always may."""
 
 
 @dataclass(kw_only=True)
@@ -230,6 +259,10 @@ class ExportConfig:
     every_tokens: int = count_field(0)
     """A milestone at the last step that does not pass each multiple of so many tokens, and at the end; 0 for the end
     only. At least the tokens of one step."""
+
+    label_unit: LabelUnit = LabelUnit.AUTO
+    """What a milestone's name, which is also that of its branch, counts tokens in. auto: the largest of B, M and k that
+    gives a whole number, such as 500B. k, M, B, T: always this one, such as 0.5T."""
 
     max_shard_bytes: int = count_field(5_000_000_000)
     """Largest size of one safetensors file."""
@@ -277,5 +310,7 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -6,8 +6,11 @@ A rule is a small function that yields one sentence per problem, with the key, i
 import math
 import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 
+from megatron_poro.config.continuation import acceptable_keys
 from megatron_poro.config.data import SourceConfig
+from megatron_poro.config.identity import identity
 from megatron_poro.config.model import MODEL_SCHEMAS
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import enumerate_words
@@ -60,6 +63,7 @@ def sizes_are_positive(config: TrainConfig) -> Iterator[str]:
         "checkpoint.keep_last": config.checkpoint.keep_last,
         "export.max_shard_bytes": config.export.max_shard_bytes,
         "metrics.log_every_steps": config.metrics.log_every_steps,
+        "guards.spike_window_steps": config.guards.spike_window_steps,
     }
     yield from (f"{key}={size} must be at least 1." for key, size in sizes.items() if size is not None and size < 1)
 
@@ -76,10 +80,28 @@ def intervals_are_not_negative(config: TrainConfig) -> Iterator[str]:
     intervals = {
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "validation.every_steps": config.validation.every_steps,
+        "guards.max_skips_in_row": config.guards.max_skips_in_row,
+        "guards.rewind_margin_steps": config.guards.rewind_margin_steps,
+        "guards.max_rewinds": config.guards.max_rewinds,
+        "guards.replica_check_every_steps": config.guards.replica_check_every_steps,
     }
     yield from (
         f"{key}={steps} must be a number of steps, or 0 for never." for key, steps in intervals.items() if steps < 0
     )
+
+
+def guards_can_tell_good_from_bad(config: TrainConfig) -> Iterator[str]:
+    """A limit that healthy runs pass all the time would end them."""
+    guards = config.guards
+    limits = {
+        "guards.spike_sigma": (guards.spike_sigma, 2.0),
+        "guards.straggler_ratio": (guards.straggler_ratio, 1.01),
+        "guards.hang_seconds": (guards.hang_seconds, 1.0),
+        "guards.hang_startup_seconds": (guards.hang_startup_seconds, 1.0),
+    }
+    for key, (value, lowest) in limits.items():
+        if value != 0 and not lowest <= value < math.inf:
+            yield f"{key}={value:g} must be at least {lowest:g}, or 0 to switch it off."
 
 
 def seeds_fit_their_generators(config: TrainConfig) -> Iterator[str]:
@@ -108,6 +130,7 @@ def scales_are_positive(config: TrainConfig) -> Iterator[str]:
         "optimizer.epsilon": config.optimizer.epsilon,
         "schedule.learning_rate": config.schedule.learning_rate,
         "metrics.peak_tflops": config.metrics.peak_tflops,
+        "run.lease_seconds": config.run.lease_seconds,
     }
     for key, value in values.items():
         if value is not None and not (0 < value < math.inf):
@@ -136,6 +159,30 @@ def weights_are_positive(config: TrainConfig) -> Iterator[str]:
             )
 
 
+def document_fractions_are_in_order(config: TrainConfig) -> Iterator[str]:
+    """A source is a part of its dataset, from a fraction of the documents to a later one."""
+    for key, source in _sources(config):
+        if not 0 <= source.start < source.end <= 1:
+            yield (
+                f"{key}.start={source.start} and {key}.end={source.end} ({source.name}) must be fractions of the "
+                "documents, 0 <= start < end <= 1."
+            )
+
+
+def accepted_keys_exist(config: TrainConfig) -> Iterator[str]:
+    """A pattern that matches nothing is a mistyped one, or asks for what cannot be had."""
+    defining = identity(config)
+    acceptable = acceptable_keys(defining)
+    for pattern in config.resume.accept:
+        if pattern in defining:
+            yield f"resume.accept={pattern} defines the run and can never differ; start a new run under another name."
+        elif not any(fnmatchcase(key, pattern) for key in acceptable):
+            yield (
+                f"resume.accept={pattern} is no key that could be accepted; use keys of optimizer and schedule, or "
+                "patterns such as optimizer.*."
+            )
+
+
 VALUE_RULES: tuple[ValueRule, ...] = (
     run_name_is_a_folder_name,
     texts_are_not_empty,
@@ -143,11 +190,14 @@ VALUE_RULES: tuple[ValueRule, ...] = (
     sizes_are_positive,
     epochs_are_limited_above_zero,
     intervals_are_not_negative,
+    guards_can_tell_good_from_bad,
     seeds_fit_their_generators,
     probabilities_are_below_one,
     scales_are_positive,
     penalties_are_not_negative,
     weights_are_positive,
+    document_fractions_are_in_order,
+    accepted_keys_exist,
 )
 
 

@@ -71,6 +71,7 @@ class Fragment:
         shard: which slice of the full tensor the shard is.
         is_owner: whether this process writes it into a checkpoint; exactly one process does for each element.
             Every process reads its own on load, owner or not.
+        is_decayed: whether the optimizer applies weight decay to the parameter.
     """
 
     name: str
@@ -79,12 +80,54 @@ class Fragment:
     start: int
     shard: ShardSpec
     is_owner: bool
+    is_decayed: bool = True
+
+
+class CopyAxis(str, Enum):
+    """Along which axis of the grid other processes hold the same values."""
+
+    TENSOR = "tensor"
+    """Norms and biases, which are not cut."""
+
+    DATA = "data"
+    """Everything that the optimizer does not share out among the replicas."""
+
+    PIPELINE = "pipeline"
+    """A weight that the first and the last stage share."""
+
+
+WEIGHT = "weight"
+"""Kind of a copy that is neither master nor moment: what the model computes with, rounded from the masters."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Values that other processes must hold bit for bit alike.
+
+    Attributes:
+        name: canonical parameter name.
+        kind: ``WEIGHT``, or the value of a :class:`FragmentKind`.
+        flat: 1-D, a view of the engine's own storage.
+        part: tells apart pieces of one parameter: rank of the tensor shard, and where ``flat`` begins in it.
+        axes: where its copies are.
+    """
+
+    name: str
+    kind: str
+    flat: Tensor
+    part: tuple[int, int]
+    axes: frozenset[CopyAxis]
 
 
 class Engine(Protocol):
     """Runs steps on this process's part of a model. Every method is collective: all processes call it alike."""
 
     groups: ParallelGroups
+
+    @property
+    def compute_seconds(self) -> float:
+        """What forward and backward of the last step took this process, without waiting for others."""
+        ...
 
     @property
     def needs_data(self) -> bool:
@@ -118,6 +161,10 @@ class Engine(Protocol):
 
     def fragments(self) -> Iterator[Fragment]:
         """Everything a checkpoint must hold of this process, in an order that is the same on every run."""
+        ...
+
+    def copies(self) -> Iterator[Copy]:
+        """What this process holds and others hold too, in an order that is the same wherever the same is held."""
         ...
 
     def load_finished(self, optimizer_step: int) -> None:

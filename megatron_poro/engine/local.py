@@ -11,11 +11,20 @@ from torch import Tensor, nn
 
 from megatron_poro.config.run import OptimizerConfig
 from megatron_poro.data.batch import Batch
-from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepGate, StepResult, accept_every_step
+from megatron_poro.engine.engine import (
+    Copy,
+    EvalResult,
+    Fragment,
+    FragmentKind,
+    StepGate,
+    StepResult,
+    accept_every_step,
+)
 from megatron_poro.engine.gradients import clip_, may_step, sum_of_squares
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import (
     adamw,
+    decayed_tensors,
     moments,
     parameter_groups,
     prepare_state,
@@ -67,6 +76,10 @@ class LocalEngine:
         self._optimizer = adamw(parameter_groups(self._masters.values(), optimizer), optimizer)
         prepare_state(self._optimizer)
         self._tally = LossTally(num_sources, device)
+
+    @property
+    def compute_seconds(self) -> float:
+        return 0.0  # there is nobody to compare with
 
     @property
     def needs_data(self) -> bool:
@@ -130,14 +143,19 @@ class LocalEngine:
         return EvalResult(values[0], values[1])
 
     def fragments(self) -> Iterator[Fragment]:
+        decayed = decayed_tensors(self._optimizer)
         for name, master in self._masters.items():
             average, average_square = moments(self._optimizer, master)
+            shard = shard_of(self._parameters[name])
             for kind, values in (
                 (FragmentKind.MASTER, master.data),
                 (FragmentKind.EXP_AVG, average),
                 (FragmentKind.EXP_AVG_SQ, average_square),
             ):
-                yield Fragment(name, kind, values.view(-1), 0, shard_of(self._parameters[name]), is_owner=True)
+                yield Fragment(name, kind, values.view(-1), 0, shard, is_owner=True, is_decayed=id(master) in decayed)
+
+    def copies(self) -> Iterator[Copy]:
+        return iter(())
 
     def load_finished(self, optimizer_step: int) -> None:
         set_step_count(self._optimizer, optimizer_step)

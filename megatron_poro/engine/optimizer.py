@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from megatron_poro.config.run import OptimizerConfig
 
+_IS_DECAYED = "is_decayed"
+"""Key of a group: says which of the two it is also where weight decay is 0."""
+
 
 def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
     """Two groups, decayed and not decayed, in the order of the parameters.
@@ -19,8 +22,8 @@ def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig
     for parameter in parameters:
         (decayed if parameter.dim() > 1 else kept).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay, _IS_DECAYED: True},
+        {"params": kept, "weight_decay": 0.0, _IS_DECAYED: False},
     ]
     return [group for group in groups if group["params"]]
 
@@ -39,6 +42,11 @@ def prepare_state(optimizer: torch.optim.Optimizer) -> None:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
                 state["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+
+
+def decayed_tensors(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Identities (``id``) of the tensors in the decayed group: what the optimizer does, not what was asked of it."""
+    return {id(tensor) for group in optimizer.param_groups if group[_IS_DECAYED] for tensor in group["params"]}
 
 
 def set_step_count(optimizer: torch.optim.Optimizer, step: int) -> None:

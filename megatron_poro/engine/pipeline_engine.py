@@ -9,7 +9,7 @@ tokens, so each microbatch's loss is scaled by (microbatches * replicas) / (loss
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +22,22 @@ from torch import Tensor, nn
 from megatron_poro.config.run import OptimizerConfig, PipelineSchedule, Precision
 from megatron_poro.data.batch import Batch
 from megatron_poro.engine.deepspeed_config import deepspeed_config
-from megatron_poro.engine.engine import EvalResult, Fragment, FragmentKind, StepGate, StepResult, accept_every_step
+from megatron_poro.engine.engine import (
+    WEIGHT,
+    Copy,
+    CopyAxis,
+    EvalResult,
+    Fragment,
+    FragmentKind,
+    StepGate,
+    StepResult,
+    accept_every_step,
+)
 from megatron_poro.engine.gradients import clip_, may_step, sum_of_squares
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import (
     adamw,
+    decayed_tensors,
     moments,
     parameter_groups,
     prepare_state,
@@ -40,6 +51,7 @@ from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
 from megatron_poro.parallel.shards import name_of, shard_of
+from megatron_poro.parallel.stopwatch import Stopwatch
 
 
 class PipelineEngine:
@@ -80,6 +92,7 @@ class PipelineEngine:
     ) -> None:
         self.groups = groups
         self._objective, self._config, self._clock, self._device = objective, optimizer, clock, device
+        self._tied = plan.tied_roles
         self._dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
         self._tally = LossTally(num_sources, device)
         self._loss_scale = torch.ones((), device=device)
@@ -105,6 +118,8 @@ class PipelineEngine:
         )
         self._deepspeed = _start_deepspeed(module, settings, optimizer, dual=self._dual)
         self._deepspeed.take_step = self._take_step
+        self._computing, self._compute_seconds = Stopwatch(), 0.0
+        self._deepspeed._INSTRUCTION_MAP = _timed(self._deepspeed._INSTRUCTION_MAP, self._computing, device)
         self._parameters: list[nn.Parameter] = list(module.parameters())
         self._base_optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
         prepare_state(self._base_optimizer)
@@ -113,6 +128,10 @@ class PipelineEngine:
     def is_loss_stage(self) -> bool:
         """Whether this process computes the loss; under DualPipeV the first process of a pipeline does."""
         return self.groups.is_first_stage if self._dual else self.groups.is_last_stage
+
+    @property
+    def compute_seconds(self) -> float:
+        return self._compute_seconds
 
     @property
     def needs_data(self) -> bool:
@@ -132,7 +151,9 @@ class PipelineEngine:
         self._tally.clear()
         inputs = [self._objective.split(batch) for batch in microbatches]
         self._set_loss_scale([targets for _, targets in inputs])
+        self._computing.take(), self.groups.tensor.waiting.take()  # what an evaluation left
         self._deepspeed.train_batch(data_iter=iter(inputs))
+        self._compute_seconds = self._computing.take() - self.groups.tensor.waiting.take()
         assert self._result is not None, "the schedule took no optimizer step"
         return self._result
 
@@ -179,6 +200,7 @@ class PipelineEngine:
         return EvalResult(values[0], values[1])
 
     def fragments(self) -> Iterator[Fragment]:
+        decayed = decayed_tensors(self._base_optimizer)
         for parameter, master, start in self._master_pieces():
             average, average_square = (
                 state.view(-1)[master.storage_offset : master.storage_offset + master.length]
@@ -191,7 +213,29 @@ class PipelineEngine:
                 (FragmentKind.EXP_AVG, average),
                 (FragmentKind.EXP_AVG_SQ, average_square),
             ):
-                yield Fragment(name, kind, flat, start, shard, is_owner=self._owns(parameter))
+                yield Fragment(
+                    name,
+                    kind,
+                    flat,
+                    start,
+                    shard,
+                    is_owner=self._owns(parameter),
+                    is_decayed=id(master.tensor) in decayed,
+                )
+
+    def copies(self) -> Iterator[Copy]:
+        partitioned = isinstance(self._deepspeed.optimizer, BF16_Optimizer)
+        if partitioned:  # without masters of their own the weights are the masters
+            for parameter in self._parameters:
+                shard, axes = shard_of(parameter), self._copy_axes(parameter)
+                yield Copy(name_of(parameter), WEIGHT, parameter.data.view(-1), (shard.rank, 0), axes)
+        parameter_of = {name_of(parameter): parameter for parameter in self._parameters}
+        for fragment in self.fragments():
+            # each replica and each end of the tie cuts its masters at other places
+            elsewhere = {CopyAxis.DATA, CopyAxis.PIPELINE} if partitioned else set[CopyAxis]()
+            axes = self._copy_axes(parameter_of[fragment.name]) - elsewhere
+            part = (fragment.shard.rank, fragment.start)
+            yield Copy(fragment.name, fragment.kind.value, fragment.flat, part, axes)
 
     def load_finished(self, optimizer_step: int) -> None:
         set_step_count(self._base_optimizer, optimizer_step)
@@ -272,6 +316,15 @@ class PipelineEngine:
             return False
         return shard_of(parameter).dim is not None or self.groups.tensor.rank == 0
 
+    def _copy_axes(self, parameter: nn.Parameter) -> frozenset[CopyAxis]:
+        """Along which axes other processes hold the whole shard of a parameter too."""
+        axes = {CopyAxis.DATA}
+        if shard_of(parameter).dim is None:
+            axes.add(CopyAxis.TENSOR)
+        if name_of(parameter).partition(".")[0] in self._tied:
+            axes.add(CopyAxis.PIPELINE)
+        return frozenset(axes)
+
     def _owns(self, parameter: nn.Parameter) -> bool:
         """Whether this process writes its piece of the parameter into checkpoints."""
         partitioned = isinstance(self._deepspeed.optimizer, BF16_Optimizer)
@@ -326,6 +379,22 @@ class _OneForwardOneBackward(DeepSpeedPipelineEngine):  # type: ignore[misc]
         **DeepSpeedPipelineEngine._INSTRUCTION_MAP,
         schedule.OptimizerStep: _exec_optimizer_step,
     }
+
+
+def _timed(
+    instructions: Mapping[type, Callable[..., None]], stopwatch: Stopwatch, device: torch.device
+) -> dict[type, Callable[..., None]]:
+    """A schedule's instructions, with a stopwatch that runs while this process computes."""
+
+    def timed(instruction: Callable[..., None]) -> Callable[..., None]:
+        def run(engine: Any, **arguments: Any) -> None:
+            with stopwatch.running(device):
+                instruction(engine, **arguments)
+
+        return run
+
+    computing = (schedule.ForwardPass, schedule.BackwardPass)
+    return {kind: timed(run) if kind in computing else run for kind, run in instructions.items()}
 
 
 def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerConfig, *, dual: bool) -> Any:

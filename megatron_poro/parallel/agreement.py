@@ -53,11 +53,28 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process. All processes call it."""
+        return bool(self.union(int(flag)))
+
+    def union(self, bits: int) -> int:
+        """The bits that are set on any process. All processes call it.
+
+        Args:
+            bits: up to 62 flags as one number, 0 or more.
+        """
         if self.size == 1:
-            return flag
-        highest = torch.tensor(float(flag))
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self.process_group)
-        return bool(highest)
+            return bits
+        merged = torch.tensor(bits, dtype=torch.int64)
+        dist.all_reduce(merged, op=dist.ReduceOp.BOR, group=self.process_group)
+        return int(merged)
+
+    def numbers(self, number: float) -> list[float]:
+        """Every process's number, in rank order, on every process. All processes call it; nothing is pickled."""
+        if self.size == 1:
+            return [number]
+        numbers = torch.zeros(self.size, dtype=torch.float64)
+        numbers[self.rank] = number
+        dist.all_reduce(numbers, group=self.process_group)
+        return [float(one) for one in numbers]
 
     @contextmanager
     def together(

@@ -11,6 +11,7 @@ from megatron_poro.checkpoint.resuming import resume
 from megatron_poro.checkpoint.saving import save
 from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.identity import identity
+from megatron_poro.config.load import to_yaml
 from megatron_poro.config.run import EngineKind, PipelineSchedule, Precision, TrainConfig
 from megatron_poro.parallel.topology import Topology
 from tests.support.ranks import run_ranks
@@ -33,7 +34,7 @@ def config_for(
 def train_and_save(folder: Path, config: TrainConfig, layout: Topology) -> Values:
     engine = make_engine(config, layout)
     run_steps(engine, config, range(STEPS))
-    state = replace(run_state(STEPS, topology=layout), identity=identity(config))
+    state = replace(run_state(STEPS, topology=layout), identity=identity(config), config=to_yaml(config))
     save(CheckpointStore(folder), engine, state)
     return full_values(engine)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from megatron_poro.checkpoint import manifest, saving
+from megatron_poro.checkpoint import manifest
 from megatron_poro.checkpoint.resuming import resume
 from megatron_poro.checkpoint.saving import save
 from megatron_poro.checkpoint.store import CheckpointStore
+from megatron_poro.checkpoint.writing import WritePlan
 from megatron_poro.errors import CheckpointError
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.topology import Topology
@@ -38,7 +39,7 @@ def save_with_failure(folder: Path, phase: str, rank: int) -> str:
     save(store, engine, run_state(1))
     world = engine.groups.world
     if world.rank == rank:
-        owner = {"write_data": saving._PlainWriter, "describe": manifest, "commit": CheckpointStore}[phase]
+        owner = {"write": WritePlan, "describe": manifest, "write_index": WritePlan, "commit": CheckpointStore}[phase]
         setattr(owner, phase, failing(rank))
     try:
         save(store, engine, run_state(2))
@@ -47,7 +48,9 @@ def save_with_failure(folder: Path, phase: str, rank: int) -> str:
     return "saved"
 
 
-@pytest.mark.parametrize(("phase", "rank"), [("write_data", 0), ("write_data", 1), ("describe", 1), ("commit", 0)])
+@pytest.mark.parametrize(
+    ("phase", "rank"), [("write", 0), ("write", 1), ("describe", 0), ("write_index", 0), ("commit", 0)]
+)
 def test_a_disk_that_fails_on_one_process_is_the_same_error_on_all(tmp_path: Path, phase: str, rank: int) -> None:
     first, second = run_ranks(save_with_failure, tmp_path, phase, rank, world=2)
     assert first == second
@@ -77,7 +80,7 @@ def die_while_writing(folder: Path) -> None:
     store, engine = CheckpointStore(folder), engine_here()
     save(store, engine, run_state(1))
     if engine.groups.world.rank == 1:
-        saving._PlainWriter.write_data = lambda *_: os._exit(9)  # type: ignore[method-assign]
+        WritePlan.write = lambda *_: os._exit(9)  # type: ignore[method-assign]
     save(store, engine, run_state(2))
 
 
@@ -91,7 +94,8 @@ def load_newest(folder: Path) -> tuple[int, list[str]]:
 def test_a_process_that_dies_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RankFailure):
         run_ranks(die_while_writing, tmp_path, world=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001", "step_00000002.tmp"]
+    assert [path.name for path in tmp_path.glob("*.tmp") if path.name.startswith("step_00000002.")]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".tmp") == ["latest", "step_00000001"]
     assert run_ranks(load_newest, tmp_path, world=2) == [(1, []), (1, [])]
 
 

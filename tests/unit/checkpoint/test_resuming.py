@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_poro.checkpoint.resuming import differing_values, load
+from megatron_poro.checkpoint.resuming import load
 from megatron_poro.checkpoint.saving import save
 from megatron_poro.checkpoint.store import CheckpointStore
+from megatron_poro.config.continuation import differing_values
 from megatron_poro.config.data import SourceConfig
 from megatron_poro.config.identity import Difference
-from megatron_poro.config.run import Recompute, TrainConfig
+from megatron_poro.config.run import ParallelConfig, Recompute, ResumeConfig, TrainConfig
 from megatron_poro.engine.engine import Fragment, FragmentKind
 from megatron_poro.errors import CheckpointError
 from megatron_poro.parallel.shards import ShardSpec
@@ -80,7 +81,6 @@ def test_a_setting_that_defines_the_run_is_refused_with_both_values(
         changed("parallel", tensor=2, pipeline=4),
         changed("engine", recompute=Recompute.NONE, microbatch_samples=4),
         changed("data", train=sources("one", path="/moved/one"), index_cache="elsewhere"),
-        changed("optimizer", weight_decay=0.2),
         changed("checkpoint", every_steps=7),
     ],
 )
@@ -122,3 +122,49 @@ def test_a_parameter_the_model_lacks_is_named(saved: Path) -> None:
     engine = FakeEngine()
     replace(engine, "final_norm.weight", None)
     assert "its final_norm.weight (master) is not in the model" in refusal(saved, engine)
+
+
+def test_how_the_run_learns_may_change_only_where_it_is_accepted(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = changed("optimizer", weight_decay=0.2)
+    said = refusal(saved, FakeEngine(), config=config)
+    assert "optimizer.weight_decay was 0.1, is now 0.2" in said
+    assert "resume.accept=[optimizer.weight_decay]" in said
+    accepting = dataclasses.replace(config, resume=ResumeConfig(accept=["optimizer.*"]))
+    engine = FakeEngine(filled=False)
+    load(saved, engine, config=accepting, tokenizer_fingerprint=FINGERPRINT)
+    assert engine.wrong_fragments() == []
+    assert "accepted since step_00000005: optimizer.weight_decay was 0.1, is now 0.2" in caplog.text
+
+
+def test_every_other_difference_is_told_in_a_line_of_its_own(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    config = dataclasses.replace(
+        changed("checkpoint", every_steps=7, keep_last=9), parallel=ParallelConfig(tensor=2, pipeline=4)
+    )
+    load(saved, FakeEngine(filled=False), config=config, tokenizer_fingerprint=FINGERPRINT)
+    told = [record.message for record in caplog.records if record.message.startswith("changed since")]
+    assert told == [
+        "changed since step_00000005: parallel.tensor was 1, is now 2",
+        "changed since step_00000005: parallel.pipeline was 1, is now 4",
+        "changed since step_00000005: checkpoint.every_steps was 0, is now 7",
+        "changed since step_00000005: checkpoint.keep_last was 2, is now 9",
+    ]
+
+
+def with_decay(names: set[str]) -> FakeEngine:
+    """An engine whose optimizer decays these parameters."""
+    engine = FakeEngine()
+    engine._fragments = [dataclasses.replace(one, is_decayed=one.name in names) for one in engine.fragments()]
+    return engine
+
+
+def test_a_parameter_that_moved_between_the_optimizers_groups_is_named(tmp_path: Path) -> None:
+    names = {fragment.name for fragment in FakeEngine().fragments()}
+    before = names - {"final_norm.weight"}
+    state = dataclasses.replace(run_state(5), decayed=sorted(before))
+    path = save(CheckpointStore(tmp_path), with_decay(before), state)
+    said = refusal(path, with_decay(names))
+    assert "optimizer.groups was final_norm.weight not decayed, is now final_norm.weight decayed" in said
+    load(path, with_decay(before), config=CONFIG, tokenizer_fingerprint=FINGERPRINT)
+    accepting = dataclasses.replace(CONFIG, resume=ResumeConfig(accept=["optimizer.groups"]))
+    load(path, with_decay(names), config=accepting, tokenizer_fingerprint=FINGERPRINT)

@@ -5,7 +5,6 @@ import math
 import os
 import resource
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +22,7 @@ from megatron_poro.engine.engine import Fragment, FragmentKind
 from megatron_poro.errors import CheckpointError
 from megatron_poro.parallel.shards import ShardSpec
 from megatron_poro.tokenizer.bytes import byte_tokenizer
+from tests.support.deaths import die_at, in_child
 from tests.unit.checkpoint.fake_engine import CONFIG, LAYERS, FakeEngine, full_tensor, run_state, snapshot
 
 FINGERPRINT = "ab" * 32
@@ -167,19 +167,6 @@ def test_the_room_asked_for_is_what_a_checkpoint_takes_at_most(tmp_path: Path) -
     assert taken < asked[0] < taken + (33 << 20)
 
 
-def in_child(body: Any) -> int:
-    """Runs a function in a forked process; returns its exit status (0 when it came to its end)."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            body()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("limit", [0, 200, 5_000])
 def test_a_disk_that_fills_up_during_the_save_leaves_the_old_checkpoint(tmp_path: Path, limit: int) -> None:
     """No file of the child can grow beyond the limit: the kernel fails its writes as a full disk does."""
@@ -252,31 +239,6 @@ def test_every_file_and_folder_is_durable_before_the_rename_that_makes_it_visibl
     save(store, FakeEngine(), run_state(1), tokenizer=byte_tokenizer())
     assert store.folder.stat().st_ino in synced
     assert tmp_path.stat().st_ino in synced
-
-
-def die_at(event: int, folder: Path) -> None:
-    """Ends this process for good just before its ``event``-th operation on a folder."""
-    seen = 0
-
-    def count(path: object) -> None:
-        nonlocal seen
-        if isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(str(folder)):
-            seen += 1
-            if seen > event:
-                os._exit(9)
-
-    def hook(name: str, arguments: tuple[Any, ...]) -> None:
-        if name in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir") and arguments:
-            count(arguments[0])
-
-    sync = os.fsync
-
-    def counting_sync(descriptor: int) -> None:
-        count(os.readlink(f"/proc/self/fd/{descriptor}"))
-        sync(descriptor)
-
-    sys.addaudithook(hook)  # of this (forked) process only
-    os.fsync = counting_sync  # type: ignore[assignment]
 
 
 def test_death_at_any_moment_of_a_save_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The folder of checkpoints, without tensors: staging, commit, what is kept, what counts as valid."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def write(store: CheckpointStore, step: int, *, milestone: str | None = None) ->
     staging = store.stage(step, 100)
     (staging / "data").write_bytes(bytes([step]) * 50)
     (staging / META_NAME).write_bytes(run_state(step, milestone=milestone).encode())
-    return store.commit(step, {name: manifest.describe(staging / name) for name in ("data", META_NAME)})
+    return store.commit(staging, {name: manifest.describe(staging / name) for name in ("data", META_NAME)})
 
 
 def test_a_committed_step_is_valid_and_latest_names_it(tmp_path: Path) -> None:
@@ -126,8 +127,9 @@ def test_staging_clears_what_interrupted_saves_and_removals_left(tmp_path: Path)
     for name in ("step_00000004.tmp", "step_00000001.removed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_bytes(b"x")
-    CheckpointStore(tmp_path).stage(6, 100)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000006.tmp"]
+    staging = CheckpointStore(tmp_path).stage(6, 100)
+    assert list(tmp_path.iterdir()) == [staging]
+    assert re.fullmatch(r"step_00000006\.[0-9a-f]{8}\.tmp", staging.name)
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_checkpoint_whose_meta_cannot_be_read_is_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep_last=1)
     staging = store.stage(1, 10)
     (staging / META_NAME).write_text("{}")
-    store.commit(1, {META_NAME: manifest.describe(staging / META_NAME)})
+    store.commit(staging, {META_NAME: manifest.describe(staging / META_NAME)})
     write(store, 2)
     assert store.retain() == []
 
@@ -196,3 +198,57 @@ def test_a_removal_that_fails_is_a_warning_not_an_error(
     monkeypatch.setattr(shutil, "rmtree", refuse)
     assert store.retain() == []
     assert "cannot remove old checkpoint" in caplog.text
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+def test_nothing_is_removed_where_what_would_stay_is_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2, 3):
+        write(store, step)
+    for step in (2, 3):
+        flip_a_bit(store.path(step) / "data")  # of the right size: only a checksum tells
+    assert store.superfluous() == [1]
+    assert store.retain() == []
+    assert "none of the checkpoints in" in caplog.text
+    assert store.newest_valid()[0] == store.path(1)
+
+
+def test_one_valid_checkpoint_among_those_that_stay_is_enough(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 2, 3):
+        write(store, step)
+    flip_a_bit(store.path(3) / "data")
+    assert store.retain() == [store.path(1)]
+    assert store.newest_valid()[0] == store.path(2)
+
+
+def test_what_was_just_committed_needs_no_second_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    for step in (1, 2):
+        write(store, step)
+    monkeypatch.setattr(manifest, "describe", lambda _: pytest.fail("a file is read again"))
+    assert store.retain(proven=2) == [store.path(1)]
+
+
+def test_a_step_that_does_not_stay_proves_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    for step in (1, 2):
+        write(store, step)
+    flip_a_bit(store.path(2) / "data")
+    assert store.retain(proven=1) == []
+
+
+def test_the_holder_is_asked_before_anything_is_cleared_and_before_the_rename(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    store = CheckpointStore(
+        tmp_path, before_commit=lambda: asked.append(sorted(path.suffix for path in tmp_path.iterdir()))
+    )
+    (tmp_path / "step_00000001.left.tmp").mkdir()
+    write(store, 2)
+    assert asked == [[".tmp"], [".tmp"]]
+    assert store.steps() == [2]

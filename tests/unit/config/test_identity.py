@@ -94,7 +94,7 @@ def test_a_source_that_only_one_config_has_is_absent_in_the_other() -> None:
     shorter = changed(SMOKE)
     gone = shorter.data.train.pop()
     found = {difference.key: difference for difference in differences(changed(SMOKE), shorter)}
-    keys = ("name", "path", "weight", "published_tokens", "remark")
+    keys = ("name", "path", "weight", "start", "end", "published_tokens", "remark")
     assert set(found) == {f"data.train[5].{key}" for key in keys}
     assert (found["data.train[5].name"].left, found["data.train[5].name"].right) == (gone.name, ABSENT)
 

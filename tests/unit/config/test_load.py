@@ -141,7 +141,7 @@ NO_COUNT = "is not a count; write a whole number or one like 10B, 1.5T, 4M or 50
          "optimizer.zzz is not a config key; optimizer has beta1, beta2, epsilon, weight_decay and clip_norm."),
         ("nope.zzz=1",
          "nope is not a config key; the top level has run, model, parallel, engine, data, optimizer, schedule, "
-         "validation, tokenizer, checkpoint, export, metrics and experiment."),
+         "validation, tokenizer, checkpoint, resume, export, guards, metrics and experiment."),
         ("run.name.first=a", "run.name.first is not a config key; `poro config reference` lists all keys."),
     ],
 )  # fmt: skip
@@ -173,7 +173,7 @@ def test_an_unknown_key_is_named_with_the_nearest_one(override: str, sentence: s
         ("data.train=3", "data.train is a list; write data.train=[...]."),
         ("data.train={a: 1}", "data.train is a list; write data.train=[...]."),
         ("data.train=[3]", "data.train[0]=3 is not a section; give its keys one by one (name, path, weight, "
-         "published_tokens, remark)."),
+         "start, end, published_tokens, remark)."),
         ("data.train=[{name: a, path: b, weight: c}]", "data.train[0].weight=c is not a number."),
         ("data.train.9.weight=1", "data.train.9.weight=1: the list is not that long (list index out of range)."),
         ("run=3", "run is a section and has no value of its own; set its keys, run.<key>=value."),

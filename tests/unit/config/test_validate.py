@@ -34,6 +34,16 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      {"parallel__data": None}),
     ("sizes_are_positive", {"run__stop_after_steps": 0}, None, "run.stop_after_steps=0 must be at least 1.",
      {"run__stop_after_steps": 1}),
+    ("accepted_keys_exist", {"resume__accept": ["schedule.global_batch_samples"]}, None,
+     "resume.accept=schedule.global_batch_samples defines the run and can never differ; start a new run under another "
+     "name.", {"resume__accept": ["schedule.learning_rate"]}),
+    ("accepted_keys_exist", {"resume__accept": ["optimiser.*"]}, None,
+     "resume.accept=optimiser.* is no key that could be accepted; use keys of optimizer and schedule, or patterns such "
+     "as optimizer.*.", {"resume__accept": ["optimizer.*"]}),
+    ("guards_can_tell_good_from_bad", {"guards__spike_sigma": 1.0}, None,
+     "guards.spike_sigma=1 must be at least 2, or 0 to switch it off.", {"guards__spike_sigma": 0.0}),
+    ("guards_can_tell_good_from_bad", {"guards__hang_seconds": 0.5}, None,
+     "guards.hang_seconds=0.5 must be at least 1, or 0 to switch it off.", {"guards__hang_seconds": 1.0}),
     ("epochs_are_limited_above_zero", {"data__max_epochs": 0.0}, None,
      "data.max_epochs=0 must be more than 0; null sets no limit.", {"data__max_epochs": 0.5}),
     ("intervals_are_not_negative", {"checkpoint__every_steps": -1}, None,
@@ -50,11 +60,19 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      "schedule.learning_rate=inf must be a number above 0.", {"schedule__learning_rate": 1.0}),
     ("scales_are_positive", {"metrics__peak_tflops": 0.0}, None, "metrics.peak_tflops=0.0 must be a number above 0.",
      {"metrics__peak_tflops": None}),
+    ("scales_are_positive", {"run__lease_seconds": 0.0}, None, "run.lease_seconds=0.0 must be a number above 0.",
+     {"run__lease_seconds": 1.0}),
     ("penalties_are_not_negative", {"optimizer__clip_norm": -1.0}, None,
      "optimizer.clip_norm=-1.0 must be a number, 0 or above.", {"optimizer__clip_norm": 0.0}),
     ("weights_are_positive", {"data__validation__5__weight": 0.0}, None,
      "data.validation[5].weight=0.0 (gutenberg) must be a number above 0; leave out a source that is not wanted.",
      {"data__validation__5__weight": 1e-9}),
+    ("document_fractions_are_in_order", {"data__train__0__start": 0.5, "data__train__0__end": 0.5}, None,
+     "data.train[0].start=0.5 and data.train[0].end=0.5 (slimpajama) must be fractions of the documents, 0 <= start < "
+     "end <= 1.", {"data__train__0__start": 0.5}),
+    ("document_fractions_are_in_order", {"data__train__0__end": 1.5}, None,
+     "data.train[0].start=0.0 and data.train[0].end=1.5 (slimpajama) must be fractions of the documents, 0 <= start < "
+     "end <= 1.", {"data__train__0__end": 0.05}),
     ("heads_divide_hidden_size", {"model__num_heads": 6, "parallel__tensor": 1}, None,
      "model.num_heads=6 does not divide model.hidden_size=128. Use 4 or 8 heads, or a hidden size that is a "
      "multiple of 6.", {"model__num_heads": 8}),
