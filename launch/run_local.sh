@@ -19,4 +19,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 
-exec "${PYTHON:-python}" -m torch.distributed.run --standalone --nproc-per-node "$processes" -m launch.train "$@"
+# SIGUSR1 asks a run to stop too, and torchrun would die of it; a save may take longer than the 30 s that torchrun grants
+exec "${PYTHON:-python}" -m torch.distributed.run --standalone --nproc-per-node "$processes" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 600 -m launch.train "$@"

@@ -2,7 +2,7 @@
 
 import sys
 
-from megatron_poro.cli.train import main
+from megatron_poro.cli.train import command
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(sys.argv[1:]))

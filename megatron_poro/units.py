@@ -41,19 +41,28 @@ def parse_count(text: int | str) -> int:
     return number
 
 
-def format_count(number: int) -> str:
+def format_count(number: int, *, unit: str | None = None) -> str:
     """Shortest exact label of a count: ``100B``, ``1000B``, ``1500M``, ``500k``; plain digits when no unit divides it.
 
     ``parse_count`` reads every label back to the same number.
+
+    Args:
+        number: the count.
+        unit: ``k``, ``M``, ``B`` or ``T``: count in this one whatever the number, with as many decimals as it takes
+            (``0.5T``).
 
     Raises:
         ValueError: if the number is negative.
     """
     if number < 0:
         raise ValueError(f"{number} is negative; a count is 0 or more")
-    for suffix, unit in _LABEL_UNITS:
-        if number and number % unit == 0:
-            return f"{number // unit}{suffix}"
+    if unit is not None:
+        whole, rest = divmod(number, _SUFFIXES[unit])
+        decimals = f"{rest:0{len(str(_SUFFIXES[unit])) - 1}}".rstrip("0")
+        return f"{whole}{'.' if decimals else ''}{decimals}{unit}"
+    for suffix, size in _LABEL_UNITS:
+        if number and number % size == 0:
+            return f"{number // size}{suffix}"
     return str(number)
 
 

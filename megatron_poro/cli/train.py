@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from megatron_poro import logs
 from megatron_poro.config.command_line import add_selection_arguments, selection
@@ -16,46 +17,70 @@ from megatron_poro.config.run import EngineKind, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import ConfigError, PoroError
 from megatron_poro.metrics.wandb_sink import WandbMode
-from megatron_poro.train.control import StopRequest
+from megatron_poro.train.control import StoppedEarlyError, StopRequest
 from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.launch import Launch
 
 
-def main(argv: Sequence[str]) -> int:
-    """Trains; returns the exit code."""
+def command(argv: Sequence[str]) -> int:
+    """:func:`main` for a process that ends with it: requests to stop change nothing any more once it has returned."""
+    code = main(argv, until_exit=True)
+    if code == ExitCode.LOST_PEER:
+        # an orderly end takes down groups and threads that may wait for the process that is gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def main(argv: Sequence[str], *, until_exit: bool = False) -> int:
+    """Trains; returns the exit code.
+
+    Args:
+        argv: the words after ``poro train``.
+        until_exit: ignore requests to stop from then on, where they would be obeyed again as before.
+    """
     arguments = _parser().parse_args(argv)
     launch = Launch()
-    try:
-        launch = launch_of(os.environ)
-        logs.configure(rank=launch.rank)
-        config = selection(arguments).load()
-        validate(config, world_size=launch.size)
-    except PoroError as error:
-        return _refuse(error, tell=launch.rank == 0)
-    return _train(config, launch)
+    # before anything that takes time: a signal that comes while torch is loaded is a request like any other
+    with StopRequest(until_exit=until_exit) as stop:
+        try:
+            launch = launch_of(os.environ)
+            logs.configure(rank=launch.rank)
+            config = selection(arguments).load()
+            validate(config, world_size=launch.size)
+        except PoroError as error:
+            return _refuse(error, tell=launch.rank == 0)
+        return _train(config, launch, stop)
 
 
-def _train(config: TrainConfig, launch: Launch) -> int:
+def _train(config: TrainConfig, launch: Launch, stop: StopRequest) -> int:
     """Joins the other processes, builds the run and trains; an error of the input is told by one process."""
     # imported here: torch takes seconds to load, and a wrong config should be told before
     from megatron_poro.train.build import build_run
     from megatron_poro.train.loop import fit
     from megatron_poro.train.next_token import NextToken
-    from megatron_poro.train.processes import Processes, joined
+    from megatron_poro.train.processes import Processes, joined, sign_of_a_lost_peer
 
     processes: Processes | None = None
     try:
         needs_group = config.engine.kind is EngineKind.DEEPSPEED
-        with StopRequest() as stop, joined(launch, needs_group=needs_group) as processes:
+        folder = Path(config.run.root) / config.run.name
+        with joined(launch, needs_group=needs_group, folder=folder, guards=config.guards) as processes:
             run = build_run(
                 config, processes=processes, objective=NextToken, stop=stop, wandb_mode=wandb_mode(os.environ)
             )
             return fit(run)
+    except StoppedEarlyError:
+        return ExitCode.STOPPED
     except PoroError as error:
         return _refuse(error, tell=processes is None or processes.claims_report())
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except Exception:
+    except Exception as error:
+        sign = sign_of_a_lost_peer(error)
+        if sign is not None and processes is not None:
+            return _left_alone(processes.watchdog.loss_to_tell(sign))
         for line in traceback.format_exc().splitlines():
             print(f"[rank {launch.rank}] {line}", file=sys.stderr)
         return ExitCode.BUG
@@ -78,6 +103,7 @@ def launch_of(environment: Mapping[str, str]) -> Launch:
         rank=_number(environment, "RANK", 0),
         local_rank=_number(environment, "LOCAL_RANK", 0),
         size=_number(environment, "WORLD_SIZE", 1),
+        job=environment.get("SLURM_JOB_ID"),
     )
 
 
@@ -111,8 +137,15 @@ def _refuse(error: PoroError, *, tell: bool) -> int:
     if tell:
         for line in str(error).splitlines():
             print(f"poro train: {line}", file=sys.stderr)
-    return ExitCode.BAD_INPUT
+    return error.exit_status
+
+
+def _left_alone(sentence: str | None) -> int:
+    """Says that another process is gone, if this process is the one to say it."""
+    if sentence is not None:
+        print(f"poro train: {sentence}", file=sys.stderr)
+    return ExitCode.LOST_PEER
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command(sys.argv[1:]))

@@ -49,6 +49,12 @@ SAMPLES = Metric("train/samples", "samples", Reduction.LAST, "Samples consumed s
 UNIX_SECONDS = Metric(
     "train/unix_seconds", "s", Reduction.LAST, "Wall clock when the line was written, since 1970 UTC."
 )
+LINEAGE = Metric(
+    "train/lineage", "rewinds", Reduction.LAST, "How often the run had been rewound when it took the step."
+)
+SKIPPED_STEPS = Metric(
+    "train/skipped_steps", "steps", Reduction.SUM, "Steps since the last line whose samples were not learned from."
+)
 LOSS = Metric("train/loss", "nats/token", Reduction.TOKEN_MEAN, "Mean loss over the loss tokens of the global batch.")
 
 LEARNING_RATE = Metric("optim/learning_rate", "1", Reduction.LAST, "Learning rate of the last step.")
@@ -95,6 +101,18 @@ HARDWARE_TFLOPS = Metric(
     "The same with the operations done twice by recomputation.",
 )
 MFU = Metric("perf/mfu", "fraction", Reduction.RATE, "perf/model_tflops as a fraction of metrics.peak_tflops.")
+SLOWEST_PROCESS = Metric(
+    "perf/slowest_process",
+    "ratio",
+    Reduction.MAXIMUM,
+    "Compute time of the slowest process over that of the others of its stage; absent where a stage has one process.",
+)
+CHECKPOINT_SECONDS = Metric(
+    "checkpoint/seconds", "s", Reduction.SUM, "Time since the last line that training stood still for checkpoints."
+)
+FAILED_CHECKPOINTS = Metric(
+    "checkpoint/failures", "checkpoints", Reduction.SUM, "Checkpoints since the last line that could not be written."
+)
 PEAK_MEMORY = Metric(
     "perf/peak_memory_bytes", "bytes", Reduction.MAXIMUM, "Most device memory that rank 0 held; absent without a GPU."
 )
@@ -104,6 +122,8 @@ ALL_METRICS: tuple[Metric, ...] = (
     TOKENS,
     SAMPLES,
     UNIX_SECONDS,
+    LINEAGE,
+    SKIPPED_STEPS,
     LOSS,
     LEARNING_RATE,
     GRAD_NORM,
@@ -119,6 +139,9 @@ ALL_METRICS: tuple[Metric, ...] = (
     MODEL_TFLOPS,
     HARDWARE_TFLOPS,
     MFU,
+    SLOWEST_PROCESS,
+    CHECKPOINT_SECONDS,
+    FAILED_CHECKPOINTS,
     PEAK_MEMORY,
 )
 

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -25,6 +25,9 @@ _log = get_logger(__name__)
 
 Number = int | float
 
+METRICS_NAME = "metrics.jsonl"
+"""Name of the file in a run's folder."""
+
 _SYNC_EVERY_SECONDS = 5.0
 
 
@@ -33,6 +36,10 @@ class Sink(Protocol):
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, Number]) -> None:
         """Takes the line of a step; must not raise for trouble of its own and must not hold training up."""
+        ...
+
+    def rewound(self, step: int, lineage: int) -> None:
+        """The run has gone back to ``step``: what comes now continues from there, as another lineage of the run."""
         ...
 
     def close(self) -> None:
@@ -53,13 +60,11 @@ class JsonLinesSink:
 
     def __init__(self, path: Path, resumed_step: int, clock: Callable[[], float] = time.monotonic) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        keep_lines_up_to(path, resumed_step)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._path = path
-        self._size = os.fstat(self._file).st_size
         self._unwritten: list[bytes] = []
         self._clock = clock
         self._synced_at = clock()
+        self._open(resumed_step)
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, Number]) -> None:
         self._unwritten.append(_to_line(metrics))
@@ -70,6 +75,11 @@ class JsonLinesSink:
         except OSError as error:
             _log.warning(f"metrics of step {step} could not be written to {self._path} ({error}); trying again later.")
 
+    def rewound(self, step: int, lineage: int) -> None:
+        self.close()
+        self._unwritten.clear()
+        self._open(step)
+
     def close(self) -> None:
         try:
             self._drain()
@@ -77,6 +87,11 @@ class JsonLinesSink:
         except OSError as error:
             _log.warning(f"{len(self._unwritten)} lines of metrics could not be written to {self._path} ({error}).")
         os.close(self._file)
+
+    def _open(self, step: int) -> None:
+        keep_lines_up_to(self._path, step)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._size = os.fstat(self._file).st_size
 
     def _drain(self) -> None:
         """Appends all lines held; after a failure the file ends where it ended before."""
@@ -104,13 +119,28 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
     if len(kept) == len(lines):
         return
+    _replace(path, kept)
+    _log.info(f"{path}: {len(lines) - len(kept)} lines after step {step} removed; the run continues from there.")
+
+
+def split_metrics(path: Path, tail: Path, step: int) -> None:
+    """Moves the lines of later steps to a file of their own; may be repeated after an interruption at any point."""
+    if not path.exists():
+        return
+    if not tail.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        _replace(tail, [line for line in lines if (_step_of(line) or 0) > step])
+    keep_lines_up_to(path, step)
+
+
+def _replace(path: Path, lines: Sequence[bytes]) -> None:
+    """Gives a file new lines by a rename, durably."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        file.writelines(kept)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _log.info(f"{path}: {len(lines) - len(kept)} lines after step {step} removed; the run continues from there.")
 
 
 def _step_of(line: bytes) -> int | None:
@@ -150,6 +180,9 @@ class PlainSink:
             flush=True,
         )
 
+    def rewound(self, step: int, lineage: int) -> None:
+        print(f"back to step {step}", file=self._stream, flush=True)
+
     def close(self) -> None:
         self._stream.flush()
 
@@ -173,6 +206,9 @@ class ProgressSink:
     def write(self, step: int, tokens: int, metrics: Mapping[str, Number]) -> None:
         text = summary(metrics, self._total_steps - step)
         self._progress.update(self._task, completed=step, summary=text, refresh=True)
+
+    def rewound(self, step: int, lineage: int) -> None:
+        self._progress.update(self._task, completed=step, summary="", refresh=True)
 
     def close(self) -> None:
         self._progress.stop()

@@ -22,11 +22,12 @@ from megatron_poro.metrics.throughput import SpeedOfRun
 
 @dataclass(frozen=True)
 class Position:
-    """Where the run is when a line is written: steps done, samples and tokens consumed since its start."""
+    """Where a run is when a line is written: steps, samples, tokens since its start, and how often it was rewound."""
 
     step: int
     samples: int
     tokens: int
+    lineage: int = 0
 
 
 class Tracker:
@@ -64,6 +65,11 @@ class Tracker:
         self._clock = clock
         self._wall_clock = wall_clock
         self._steps: list[Tensor] = []
+        self._skipped = 0
+        self._skipped_computed = 0
+        self._slowest_process: float | None = None
+        self._failed_saves = 0
+        self._saving_seconds = 0.0
         self._validation: Tensor | None = None
         self._learning_rate = 0.0
         self._data_wait_seconds = 0.0
@@ -95,6 +101,23 @@ class Tracker:
         self._steps.append(torch.cat([number.detach().float() for number in numbers]))  # [2 + 2 * num_sources], a copy
         self._learning_rate = learning_rate
 
+    def record_skipped(self, *, computed: bool) -> None:
+        """Notes a step whose samples were not learned from.
+
+        Args:
+            computed: whether it was computed and then refused, so that it took the time of a step.
+        """
+        self._skipped += 1
+        self._skipped_computed += computed
+
+    def record_slowest_process(self, ratio: float) -> None:
+        """Notes how much longer the slowest process computes than the others of its stage."""
+        self._slowest_process = max(ratio, self._slowest_process or 0.0)
+
+    def record_failed_save(self) -> None:
+        """Notes a checkpoint that could not be written."""
+        self._failed_saves += 1
+
     def record_validation(self, source_loss_sums: Tensor, source_weights: Tensor) -> None:
         """Notes one validation: loss sums and loss tokens per source of its mixture, ``[num_sources]`` each."""
         if self._sinks:
@@ -121,35 +144,63 @@ class Tracker:
         yield
         self._seconds_outside += self._clock() - began
 
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """What runs inside keeps training from going on because of a checkpoint; not counted as step time."""
+        with self.outside_step():
+            began = self._clock()
+            yield
+            self._saving_seconds += self._clock() - began
+
     def flush(self, position: Position) -> None:
         """Writes one line for everything recorded since the last one; nothing if nothing was."""
-        if not self._steps and self._validation is None:
+        if not self._steps and not self._skipped and self._validation is None:
             return
         line: dict[str, Number] = {
             names.STEP.key: position.step,
             names.TOKENS.key: position.tokens,
             names.SAMPLES.key: position.samples,
             names.UNIX_SECONDS.key: round(self._wall_clock(), 3),
+            names.LINEAGE.key: position.lineage,
         }
         if self._steps:
             line |= self._step_metrics()
+        if self._steps or self._skipped:
+            line[names.SKIPPED_STEPS.key] = self._skipped
+            line[names.CHECKPOINT_SECONDS.key] = self._saving_seconds
+            line[names.FAILED_CHECKPOINTS.key] = self._failed_saves
             line |= self._consumption_metrics(position.samples)
+        if self._slowest_process is not None:
+            line[names.SLOWEST_PROCESS.key] = self._slowest_process
         if self._validation is not None:
             line |= self._validation_metrics(self._validation)
         if (memory := self._peak_memory()) is not None:
             line[names.PEAK_MEMORY.key] = memory
         for sink in self._sinks:
             sink.write(position.step, position.tokens, line)
-        self._steps.clear()
-        self._validation = None
-        self._data_wait_seconds = 0.0
-        self._interval_began = self._clock()
-        self._seconds_outside = 0.0
+        self._begin_interval()
+
+    def rewound(self, position: Position) -> None:
+        """The run has gone back to a position; what was recorded since the last :meth:`flush` is forgotten."""
+        for sink in self._sinks:
+            sink.rewound(position.step, position.lineage)
+        self._begin_interval()
 
     def close(self) -> None:
         """Closes the sinks. Call once, after the last :meth:`flush`."""
         for sink in self._sinks:
             sink.close()
+
+    def _begin_interval(self) -> None:
+        self._steps.clear()
+        self._skipped = self._skipped_computed = 0
+        self._failed_saves = 0
+        self._saving_seconds = 0.0
+        self._slowest_process = None
+        self._validation = None
+        self._data_wait_seconds = 0.0
+        self._interval_began = self._clock()
+        self._seconds_outside = 0.0
 
     def _step_metrics(self) -> dict[str, Number]:
         """Reduces the recorded steps to one value per metric."""
@@ -169,7 +220,7 @@ class Tracker:
         line |= _per_source(names.SOURCE_LOSS, self._sources, _column_sums(sums), _column_sums(weights))
         for source, count in zip(self._sources, _column_sums(weights), strict=True):
             line[names.SOURCE_TOKENS.of(source)] = int(count)
-        return line | self._speed_metrics(seconds, len(rows))
+        return line | self._speed_metrics(seconds, len(rows) + self._skipped_computed)
 
     def _consumption_metrics(self, samples: int) -> dict[str, Number]:
         """Where the run stands in each source; also sources that gave nothing lately are told."""

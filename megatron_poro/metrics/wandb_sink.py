@@ -1,17 +1,17 @@
 """Weights & Biases as a sink that can neither stop nor slow training: the only file that imports wandb.
 
 A thread of its own imports, initialises and logs; training only puts lines into a bounded queue and drops them when it
-is full. Any failure is reported once and ends the sink, not the run. The run's id is kept in the run folder, so a
-resumed run continues the same W&B run. Steps are a value (``train/step``), not W&B's own counter: a run that resumes
-from a step before the last one it logged would else lose its lines.
+is full. Any failure is reported once and ends the sink, not the run. A run that is started again continues the W&B run
+of its id. After a rewind the next W&B run of the same group begins, so that a curve is one history and the abandoned
+one can still be seen beside it. Steps are a value (``train/step``), not W&B's own counter: a run that resumes from a
+step before the last one it logged would else lose its lines.
 """
 
 import queue
-import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ WandbMode = Literal["online", "offline", "disabled"]
 
 _QUEUE_LINES = 10_000
 _CLOSE_SECONDS = 30.0
-_ID_FILE = "wandb_id"
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,30 @@ class WandbRun:
     Attributes:
         project: project name.
         name: display name.
-        folder: the run's folder; offline files and the id live there.
+        run_id: made once for the run and kept through restarts and rewinds.
+        lineage: how often the run has been rewound.
+        folder: the run's folder; offline files live there.
         mode: whether anything is sent.
         config: the resolved configuration.
     """
 
     project: str
     name: str
+    run_id: str
+    lineage: int
     folder: Path
     mode: WandbMode
     config: Mapping[str, Any]
+
+    @property
+    def session_id(self) -> str:
+        """Id of this lineage at W&B."""
+        return f"{self.run_id}-{self.lineage}" if self.lineage else self.run_id
+
+    @property
+    def session_name(self) -> str:
+        """Display name of this lineage at W&B."""
+        return f"{self.name} (rewind {self.lineage})" if self.lineage else self.name
 
 
 class WandbSink:
@@ -59,7 +72,8 @@ class WandbSink:
     def __init__(self, run: WandbRun, *, close_seconds: float = _CLOSE_SECONDS) -> None:
         self._run = run
         self._close_seconds = close_seconds
-        self._lines: queue.Queue[dict[str, Number] | None] = queue.Queue(_QUEUE_LINES)
+        # lines; the number of a lineage that begins; None at the end
+        self._lines: queue.Queue[dict[str, Number] | int | None] = queue.Queue(_QUEUE_LINES)
         self._failed = threading.Event()
         self._warned_full = False
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -74,6 +88,11 @@ class WandbSink:
             if not self._warned_full:
                 _log.warning("wandb takes lines more slowly than they come; some are dropped. metrics.jsonl has all.")
             self._warned_full = True
+
+    def rewound(self, step: int, lineage: int) -> None:
+        if not self._failed.is_set():
+            with suppress(queue.Full):
+                self._lines.put(lineage, timeout=self._close_seconds)
 
     def close(self) -> None:
         if not self._failed.is_set():
@@ -90,7 +109,12 @@ class WandbSink:
         try:
             session = self._start()
             while (line := self._lines.get()) is not None:
-                session.log(line)
+                if isinstance(line, int):
+                    session.finish()
+                    self._run = replace(self._run, lineage=line)
+                    session = self._start()
+                else:
+                    session.log(line)
             session.finish()
         except BaseException as error:  # wandb also leaves by SystemExit
             self._failed.set()
@@ -103,8 +127,9 @@ class WandbSink:
 
         session = wandb.init(
             project=self._run.project,
-            name=self._run.name,
-            id=stable_id(self._run.folder),
+            name=self._run.session_name,
+            id=self._run.session_id,
+            group=self._run.run_id,
             # offline files cannot be resumed, only synced into the run of the same id
             resume="allow" if self._run.mode == "online" else None,
             dir=str(self._run.folder),
@@ -115,16 +140,3 @@ class WandbSink:
         session.define_metric(names.STEP.key)
         session.define_metric("*", step_metric=names.STEP.key)
         return session
-
-
-def stable_id(folder: Path) -> str:
-    """The W&B id of the run in a folder: made once, then read again at every start."""
-    path = folder / _ID_FILE
-    if path.exists():
-        return path.read_text().strip()
-    folder.mkdir(parents=True, exist_ok=True)
-    made = secrets.token_hex(8)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(made + "\n")
-    temporary.replace(path)
-    return made

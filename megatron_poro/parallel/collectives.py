@@ -33,7 +33,8 @@ def reduce_from_group(tensor: Tensor, group: AxisGroup) -> Tensor:
 def all_reduce(tensor: Tensor, group: AxisGroup, *, maximum: bool = False) -> Tensor:
     """Sum (or maximum) over the group, in place and without a graph; returns the tensor."""
     if group.size > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=group.process_group)
+        with group.waiting.running(tensor.device):
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=group.process_group)
     return tensor
 
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.agreement import World
+from megatron_poro.parallel.stopwatch import Stopwatch
 from megatron_poro.parallel.topology import Coordinate, Topology
 
 
@@ -15,12 +16,13 @@ class AxisGroup:
     """The processes along one axis that this process belongs to.
 
     ``process_group`` is ``None`` exactly when ``size`` is 1: nothing is to be communicated, so no distributed
-    runtime is needed to build or run a layer.
+    runtime is needed to build or run a layer. ``waiting`` adds up the time spent in its collectives.
     """
 
     rank: int = 0
     size: int = 1
     process_group: dist.ProcessGroup | None = None
+    waiting: Stopwatch = field(default_factory=Stopwatch, compare=False, repr=False)
 
     @classmethod
     def single(cls) -> "AxisGroup":

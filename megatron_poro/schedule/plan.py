@@ -99,5 +99,6 @@ def plan_run(config: TrainConfig, *, world_size: int | None = None) -> RunPlan:
             every_tokens=config.export.every_tokens,
             total_tokens=section.total_tokens,
             tokens_per_step=batch.tokens_per_step,
+            label_unit=config.export.label_unit,
         ),
     )

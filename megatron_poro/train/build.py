@@ -6,7 +6,7 @@ its cost: files before the engine, the engine before the checkpoint.
 
 from pathlib import Path
 
-from megatron_poro.checkpoint.resuming import resume
+from megatron_poro.checkpoint.background import BackgroundSaver
 from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.data import SourceConfig
 from megatron_poro.config.derived import BatchPlan, batch_plan
@@ -27,13 +27,15 @@ from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.schedule.plan import RunPlan, plan_run
-from megatron_poro.schedule.progress import Progress
 from megatron_poro.tokenizer.tokenizer import Tokenizer
-from megatron_poro.train.checkpointing import require_same_loss
-from megatron_poro.train.control import StopRequest
+from megatron_poro.train.control import Control, Notice, StoppedEarlyError, StopRequest
 from megatron_poro.train.folder import RunFolder
+from megatron_poro.train.lineage import Lineage, RunRecord, record_of
 from megatron_poro.train.processes import Processes
+from megatron_poro.train.restoring import restore
 from megatron_poro.train.run import Run, Validation
+from megatron_poro.train.step_guard import StepGuard
+from megatron_poro.train.stragglers import Stragglers
 
 logger = get_logger(__name__)
 
@@ -57,7 +59,26 @@ def build_run(
 
     Raises:
         PoroError: on every process alike, for whatever is wrong with the input.
+        StoppedEarlyError: on every process alike, if any was asked to stop meanwhile.
     """
+    folder = RunFolder.of(config.run, job=processes.launch.job)
+    try:
+        return _build(config, folder, processes=processes, objective=objective, stop=stop, wandb_mode=wandb_mode)
+    except BaseException:
+        folder.release()
+        raise
+
+
+def _build(
+    config: TrainConfig,
+    folder: RunFolder,
+    *,
+    processes: Processes,
+    objective: ObjectiveFactory,
+    stop: StopRequest,
+    wandb_mode: WandbMode,
+) -> Run:
+    """:func:`build_run` in a folder that it may claim."""
     # the grid, and every step in advance
     size = processes.launch.size
     batch, plan = batch_plan(config, size), plan_run(config, world_size=size)
@@ -66,20 +87,28 @@ def build_run(
     groups = ParallelGroups.create(topology, world=world)
 
     # what is on disk: the run's own folder, the tokenizer, the corpora
-    folder = RunFolder(config.run)
-    store = CheckpointStore(folder.checkpoints, keep_last=config.checkpoint.keep_last)
+    store = CheckpointStore(
+        folder.checkpoints, keep_last=config.checkpoint.keep_last, before_commit=folder.require_held
+    )
+    control = Control(stop, folder.control if world.is_first else None, world.union)
+    control.report(folder.notice)
+    saver = BackgroundSaver(store, world)
+    control.report(lambda: Notice.WRITING if saver.is_busy else Notice(0))
+    lineage = _claim(folder, store, world)
     with world.together():
-        if world.is_first:
-            folder.claim()
         tokenizer = _open_tokenizer(config)
     training = _open_mixture(config, config.data.train, plan.total_samples, tokenizer, world)
     sampler = _sampler(batch, batch.samples_per_step)
     validation = _open_validation(config, batch, tokenizer, world, data_rank=groups.data.rank)
 
+    _leave_if_stopping(control)
+
     # the model, proven to learn what one process would
     num_sources = max(len(config.data.train), len(config.data.validation))
     engine = build_engine(config, groups=groups, objective=objective, num_sources=num_sources, device=processes.device)
     logger.info(prove_gradients(config, engine, groups=groups, objective=objective, device=processes.device))
+
+    _leave_if_stopping(control)
 
     run = Run(
         config=config,
@@ -92,8 +121,12 @@ def build_run(
         first_batches=BatchLoader(training, sampler, data_rank=groups.data.rank, prefetch=False),
         validation=validation,
         store=store,
+        saver=saver,
         tracker=Tracker([], sources=training.names, speed=_speed(config, plan, size)),
-        stop=stop,
+        control=control,
+        lineage=lineage,
+        guard=StepGuard(config.guards),
+        stragglers=Stragglers(topology, limit=config.guards.straggler_ratio),
     )
     _resume(run)
 
@@ -101,8 +134,28 @@ def build_run(
     with world.together():
         if world.is_first:
             folder.write_config(config)
+            folder.control.prepare()
+            lineage.write()
             run.tracker = _tracker(run, training, wandb_mode)
     return run
+
+
+def _claim(folder: RunFolder, store: CheckpointStore, world: World) -> Lineage:
+    """Holds the run's folder and reads its history; a rewind that was cut short is finished."""
+    record: RunRecord | None = None
+    with world.together():
+        if world.is_first:
+            folder.claim()
+            record = record_of(folder.path, store)
+    found = world.gather(record)[0]
+    assert found is not None, "the first process has a record or has raised"
+    return Lineage(folder.path, found, writes=world.is_first, before_rewind=folder.require_held)
+
+
+def _leave_if_stopping(control: Control) -> None:
+    """Loading may take longer than a scheduler waits. Nothing has been trained, so nothing is saved."""
+    if Notice.STOP_SIGNAL in control.agree():
+        raise StoppedEarlyError
 
 
 def _open_tokenizer(config: TrainConfig) -> Tokenizer:
@@ -161,26 +214,19 @@ def _sampler(batch: BatchPlan, samples: int) -> Sampler:
 
 def _resume(run: Run) -> None:
     """Puts the run back to its newest valid checkpoint, if it has one."""
-    if not run.config.checkpoint.resume:
+    if not run.config.resume.enabled:
         with run.processes.world.together():
             _require_no_checkpoints(run)
         return
-    state = resume(run.store, run.engine, config=run.config, tokenizer_fingerprint=run.tokenizer.fingerprint)
-    if state is None:
-        return
-    run.progress = Progress(state.step, state.consumed_samples, state.consumed_tokens)
-    run.optimizer_lag = state.step - state.optimizer_step
-    run.saved_step = state.step
-    require_same_loss(run, state.check_loss)
-    logger.info("resumed after step %d from %s", state.step, run.store.path(state.step))
+    restore(run)
 
 
 def _require_no_checkpoints(run: Run) -> None:
     steps = run.store.steps()
     if steps:
         raise CheckpointError(
-            f"checkpoint.resume=false, but {run.store.folder} holds checkpoints up to step {steps[0]}, which a new run "
-            "would mix with its own. Set checkpoint.resume=true, or choose another run.name."
+            f"resume.enabled=false, but {run.store.folder} holds checkpoints up to step {steps[0]}, which a new run "
+            "would mix with its own. Set resume.enabled=true, or choose another run.name."
         )
 
 
@@ -192,6 +238,8 @@ def _tracker(run: Run, training: Mixture, wandb_mode: WandbMode) -> Tracker:
         told = WandbRun(
             project=config.metrics.wandb_project,
             name=config.run.name,
+            run_id=run.lineage.run_id,
+            lineage=run.lineage.number,
             folder=run.folder.path,
             mode=wandb_mode,
             config=plain(config),

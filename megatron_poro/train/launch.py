@@ -11,8 +11,10 @@ class Launch:
         rank: its number among all.
         local_rank: its number on this machine.
         size: how many there are.
+        job: number of the scheduler's job they belong to, if any.
     """
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    job: str | None = None

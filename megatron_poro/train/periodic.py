@@ -3,8 +3,15 @@
 import torch
 from torch import Tensor
 
+from megatron_poro.logs import get_logger
+from megatron_poro.schedule.milestones import milestone_at
 from megatron_poro.train.checkpointing import is_save_due, save
+from megatron_poro.train.replicas import check_replicas
 from megatron_poro.train.run import Run
+from megatron_poro.train.stragglers import BLOCK_STEPS, BLOCKS_IN_SUCCESSION
+from megatron_poro.units import format_seconds
+
+logger = get_logger(__name__)
 
 
 def after_step(run: Run) -> None:
@@ -15,12 +22,24 @@ def after_step(run: Run) -> None:
     """
     step = run.progress.step
     validating, saving_now = is_validation_due(run, step), is_save_due(run, step)
+    if run.guard.row and step != run.last_step and milestone_at(step, run.plan.milestones) is None:
+        saving_now = False  # the weights have not changed, and each save removes one that the run could go back to
+    if is_replica_check_due(run, step, saving=saving_now):
+        run.phase("replica check")
+        check_replicas(run.engine, step=step, peers=run.processes.watchdog.peers)
     if validating:
         validate(run)
     if validating or saving_now or step % run.config.metrics.log_every_steps == 0:
         run.tracker.flush(run.position)
     if saving_now:
+        run.phase("saving")
         save(run)
+
+
+def is_replica_check_due(run: Run, step: int, *, saving: bool) -> bool:
+    """Every ``guards.replica_check_every_steps`` steps, and before a save: what is saved has been compared."""
+    every = run.config.guards.replica_check_every_steps
+    return every > 0 and (saving or step % every == 0)
 
 
 def is_validation_due(run: Run, step: int) -> bool:
@@ -40,9 +59,27 @@ def validate(run: Run) -> None:
         sums: list[tuple[Tensor, Tensor]] = []
         portion = run.plan.microbatches
         for first in range(0, run.validation.microbatches, portion):
+            run.phase("validation")
             if run.is_stopping():
                 return
             result = run.engine.eval_step(batches[first : first + portion])
             sums.append((result.source_loss_sums, result.source_weights))
         loss_sums, weights = (torch.stack(list(column)).sum(dim=0) for column in zip(*sums, strict=True))
         run.tracker.record_validation(loss_sums, weights)
+
+
+def watch_stragglers(run: Run) -> None:
+    """Counts the last step, and names whoever is slow. All processes call it after each step that was computed."""
+    found = run.stragglers.record(run.engine.compute_seconds, run.processes.world)
+    for one in run.stragglers.named(found):
+        steps = BLOCK_STEPS * BLOCKS_IN_SUCCESSION
+        logger.warning(
+            "%s has computed %.2f times as long as the others of its stage for %d steps (%s a step): its device is "
+            "slow, or something else runs there",
+            run.processes.watchdog.peers[one.rank],
+            one.ratio,
+            steps,
+            format_seconds(one.seconds),
+        )
+    if found:
+        run.tracker.record_slowest_process(max(one.ratio for one in found))

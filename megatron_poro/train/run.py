@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from megatron_poro.checkpoint.background import BackgroundSaver
 from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.data.loading import BatchLoader
@@ -10,9 +11,12 @@ from megatron_poro.metrics.tracker import Position, Tracker
 from megatron_poro.schedule.plan import RunPlan
 from megatron_poro.schedule.progress import Progress
 from megatron_poro.tokenizer.tokenizer import Tokenizer
-from megatron_poro.train.control import StopRequest
+from megatron_poro.train.control import STOPPING, Control
 from megatron_poro.train.folder import RunFolder
+from megatron_poro.train.lineage import Lineage
 from megatron_poro.train.processes import Processes
+from megatron_poro.train.step_guard import StepGuard
+from megatron_poro.train.stragglers import Stragglers
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Validation:
 
 @dataclass
 class Run:
-    """What a run is made of; only the last three change while it runs.
+    """What a run is made of; only those with a default change while it runs.
 
     Attributes:
         config: the resolved configuration.
@@ -43,11 +47,16 @@ class Run:
         first_batches: the same without reading ahead, for the loss of the run's first samples.
         validation: the validation mixture; ``None`` when validation is off.
         store: its checkpoints.
+        saver: writes them while the run goes on.
         tracker: collects metrics.
-        stop: notes requests to stop.
+        control: what is asked from outside, alike on all processes.
+        lineage: its id, its rewinds, and the steps that it must not learn from.
+        guard: judges single steps.
+        stragglers: compares how long processes compute.
         progress: what has been consumed.
         optimizer_lag: steps of ``progress`` that the optimizer has not counted (its moments were started afresh).
         saved_step: step of the newest checkpoint.
+        skipped_steps: steps up to ``progress`` whose samples were not learned from.
     """
 
     config: TrainConfig
@@ -60,11 +69,16 @@ class Run:
     first_batches: BatchLoader
     validation: Validation | None
     store: CheckpointStore
+    saver: BackgroundSaver
     tracker: Tracker
-    stop: StopRequest
+    control: Control
+    lineage: Lineage
+    guard: StepGuard
+    stragglers: Stragglers
     progress: Progress = field(default_factory=Progress)
     optimizer_lag: int = 0
     saved_step: int = 0
+    skipped_steps: list[int] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:
@@ -75,14 +89,21 @@ class Run:
     @property
     def position(self) -> Position:
         """Where the run is, for metrics."""
-        return Position(step=self.progress.step, samples=self.progress.samples, tokens=self.progress.tokens)
+        progress = self.progress
+        return Position(progress.step, progress.samples, progress.tokens, lineage=self.lineage.number)
+
+    def phase(self, name: str) -> None:
+        """Tells the watchdog that this process gets on, and with what. All processes call it alike."""
+        self.processes.watchdog.phase(f"{name} after step {self.progress.step}")
 
     def is_stopping(self) -> bool:
         """Whether any process was asked to stop. All processes call it."""
-        return self.processes.world.any(self.stop.received)
+        return bool(self.control.agree() & STOPPING)
 
     def close(self) -> None:
         """Writes what the tracker still holds and lets go of files and threads; nothing is communicated or saved."""
+        self.saver.close()
+        self.processes.watchdog.closing()
         self.tracker.flush(self.position)
         self.tracker.close()
         self.batches.close()

@@ -1,7 +1,3 @@
-"""Imports once, in the parent, what DeepSpeed would import in every forked rank: seconds for each rank of each test."""
+"""Ranks are forked from a parent that has imported everything."""
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-import torch._dynamo
-import torch._inductor.compile_fx  # noqa: F401
-
-import megatron_poro.engine.pipeline_engine  # noqa: F401
+import tests.support.preloaded  # noqa: F401

@@ -23,6 +23,7 @@ from megatron_poro.engine.local import LocalEngine
 from megatron_poro.metrics import names
 from megatron_poro.metrics.sinks import JsonLinesSink, Number
 from megatron_poro.schedule.learning_rate import LearningRate
+from megatron_poro.train import checkpointing
 from megatron_poro.train.exit_code import ExitCode
 from tests.integration.toy import (
     BATCH,
@@ -230,7 +231,7 @@ def test_signal_during_validation_cuts_it_short_and_saves(
     monkeypatch.setattr(LocalEngine, "eval_step", eval_step)
     code = main(corpora.arguments(tmp_path, "validation.every_steps=2", "validation.samples=80"))
     assert code == ExitCode.STOPPED
-    assert portions == [4, 4], "one portion of ten, then the loss that goes into the checkpoint"
+    assert portions == [4, 1], "one portion of ten, then the loss that goes into the checkpoint"
     run = RunOnDisk(tmp_path)
     assert run.steps() == [2]
     assert not any(names.VALIDATION_LOSS.key in line for line in run.lines())
@@ -255,7 +256,7 @@ def test_crash_loses_only_the_steps_after_the_last_checkpoint(corpora: ToyCorpor
         if done == 6:
             raise RuntimeError("a cable was pulled")
 
-    arguments = corpora.arguments(tmp_path / "parts", "checkpoint.every_steps=4")
+    arguments = corpora.arguments(tmp_path / "parts", "checkpoint.every_steps=4", "checkpoint.asynchronous=false")
     with pytest.MonkeyPatch.context() as patch:
         _hook_steps(patch, crash)
         assert main(arguments) == ExitCode.BUG
@@ -272,7 +273,7 @@ def test_steps_before_a_failure_are_logged_although_no_line_was_due(
     corpora: ToyCorpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _poison(monkeypatch, at_step=4)
-    main(corpora.arguments(tmp_path, "metrics.log_every_steps=100"))
+    main(corpora.arguments(tmp_path, "metrics.log_every_steps=100", "guards.skip_not_finite=false"))
     (line,) = RunOnDisk(tmp_path).lines()
     assert line[names.STEP.key] == 3
     assert sum(line[names.SOURCE_TOKENS.of(source)] for source in TEXTS) == 3 * TOKENS_PER_STEP
@@ -316,10 +317,12 @@ def _refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_loss_that_is_not_finite_leaves_the_last_checkpoint_intact(
     corpora: ToyCorpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = corpora.arguments(tmp_path / "parts", "checkpoint.every_steps=1", "checkpoint.keep_last=1")
+    arguments = corpora.arguments(
+        tmp_path / "parts", "checkpoint.every_steps=1", "checkpoint.keep_last=1", "guards.skip_not_finite=false"
+    )
     with pytest.MonkeyPatch.context() as patch:
         _poison(patch, at_step=6)
-        assert "not finite" in _refused(capsys, arguments)
+        assert "are not both finite" in _refused(capsys, arguments)
     parts = RunOnDisk(tmp_path / "parts")
     assert parts.steps() == [5]
     assert [line[names.STEP.key] for line in parts.lines()] == [1, 2, 3, 4, 5]
@@ -398,8 +401,8 @@ def test_new_run_in_a_folder_with_checkpoints_is_refused(
     corpora: ToyCorpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(corpora.arguments(tmp_path, "run.stop_after_steps=3"))
-    told = _refused(capsys, corpora.arguments(tmp_path, "checkpoint.resume=false"))
-    assert "checkpoint.resume=false" in told
+    told = _refused(capsys, corpora.arguments(tmp_path, "resume.enabled=false"))
+    assert "resume.enabled=false" in told
     assert "up to step 3" in told
     assert RunOnDisk(tmp_path).steps() == [3]
 
@@ -467,3 +470,29 @@ def test_learning_rate_of_every_line_is_the_schedules(corpora: ToyCorpora, tmp_p
     schedule = LearningRate.of(config.schedule, sequence_length=SEQUENCE)
     for done, line in enumerate(RunOnDisk(tmp_path).lines()):
         assert line[names.LEARNING_RATE.key] == schedule.at(done * BATCH)
+
+
+def test_the_check_loss_is_of_the_same_samples_whatever_the_microbatch(
+    corpora: ToyCorpora, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two samples are checked; a microbatch of eight holds six more, which must not count."""
+    monkeypatch.setattr(checkpointing, "CHECK_TOLERANCE", 1e-5)
+    main(corpora.arguments(tmp_path, "run.stop_after_steps=3"))
+    larger = [*corpora.arguments(tmp_path), "engine.microbatch_samples=8"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpointing, "_first_rows", lambda batch, count: batch)
+        assert "first samples have loss" in _refused(capsys, larger)
+    assert main(larger) == ExitCode.FINISHED
+
+
+def test_a_changed_optimizer_needs_to_be_accepted(
+    corpora: ToyCorpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(corpora.arguments(tmp_path, "run.stop_after_steps=3"))
+    changed = corpora.arguments(tmp_path, "optimizer.weight_decay=0.2", "metrics.log_every_steps=2")
+    assert "optimizer.weight_decay was 0.1, is now 0.2" in _refused(capsys, changed)
+    assert main([*changed, "resume.accept=[optimizer.*]"]) == ExitCode.FINISHED
+    told = capsys.readouterr().err
+    assert "accepted since step_00000003: optimizer.weight_decay was 0.1, is now 0.2" in told
+    assert "changed since step_00000003: metrics.log_every_steps was 1, is now 2" in told
+    assert from_yaml(tmp_path / "toy" / "resolved.yaml").optimizer.weight_decay == 0.2

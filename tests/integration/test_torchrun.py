@@ -60,7 +60,8 @@ def test_local_launcher_says_how_it_is_used(wrong: list[str]) -> None:
 
 def test_process_that_fails_takes_the_others_with_it(corpora: ToyCorpora, tmp_path: Path) -> None:
     done = _torchrun(
-        "tests/integration/crash_one_rank.py", corpora.arguments(tmp_path, *TWO, "checkpoint.every_steps=1")
+        "tests/integration/crash_one_rank.py",
+        corpora.arguments(tmp_path, *TWO, "checkpoint.every_steps=1", "checkpoint.asynchronous=false"),
     )
     assert done.returncode != 0
     assert "[rank 1] RuntimeError: a cable was pulled" in done.stderr
@@ -69,19 +70,25 @@ def test_process_that_fails_takes_the_others_with_it(corpora: ToyCorpora, tmp_pa
     assert [line[names.STEP.key] for line in run.lines()] == [1, 2]
 
 
-def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(corpora: ToyCorpora, tmp_path: Path) -> None:
-    """What a scheduler does at the end of a job's time: the launcher gets SIGTERM and passes it on."""
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "launch.train",
+)
+LOCAL_LAUNCHER = (str(ROOT / "launch" / "run_local.sh"), "2")
+
+
+@pytest.mark.parametrize(("command", "number"), [(TORCHRUN, signal.SIGTERM), (LOCAL_LAUNCHER, signal.SIGUSR1)])
+def test_launcher_that_is_told_to_end_leaves_a_checkpoint(
+    corpora: ToyCorpora, tmp_path: Path, command: tuple[str, ...], number: signal.Signals
+) -> None:
+    """What a scheduler does at the end of a job's time: the launcher gets a signal and passes it on."""
     long = [a for a in corpora.arguments(tmp_path, *TWO) if not a.startswith("schedule.total_tokens")]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "launch.train",
-    ]
     with subprocess.Popen(
         [*command, *long, "schedule.total_tokens=200k"], cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
     ) as job:
@@ -89,7 +96,7 @@ def test_torchrun_that_is_told_to_end_leaves_a_checkpoint(corpora: ToyCorpora, t
         try:
             for line in job.stdout:
                 if line.startswith("step ") and line.split()[1].startswith("3/"):
-                    job.send_signal(signal.SIGTERM)
+                    job.send_signal(number)
                     break
             job.stdout.read()
             assert job.wait(ENOUGH_SECONDS) != 0

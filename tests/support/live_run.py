@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import tests.support.preloaded  # noqa: F401  a child must not spend seconds on importing it
 from megatron_poro.cli.train import main
-from megatron_poro.train import build, loop  # noqa: F401  a child must not spend seconds on importing them
+from megatron_poro.train import build, loop  # noqa: F401  the same
 from tests.support.ranks import free_port
 
 _POLL_SECONDS = 0.002
@@ -140,6 +141,7 @@ def _child(
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # a test runner has its own
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         if dist.is_initialized():  # inherited from the parent

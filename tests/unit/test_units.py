@@ -108,3 +108,24 @@ def test_bytes_have_three_digits(number: int, text: str) -> None:
 )
 def test_a_duration_never_shows_sixty_of_a_unit(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "label"),
+    [
+        (500 * 10**9, "T", "0.5T"),
+        (10**12, "T", "1T"),
+        (10**12, "B", "1000B"),
+        (163_840, "k", "163.84k"),
+        (163_840, "T", "0.00000016384T"),
+        (1, "B", "0.000000001B"),
+        (0, "M", "0M"),
+    ],
+)
+def test_a_label_can_count_in_one_unit_throughout(number: int, unit: str, label: str) -> None:
+    assert format_count(number, unit=unit) == label
+
+
+@given(st.integers(min_value=0, max_value=10**15), st.sampled_from("kMBT"))
+def test_every_label_in_a_unit_reads_back(number: int, unit: str) -> None:
+    assert parse_count(format_count(number, unit=unit)) == number

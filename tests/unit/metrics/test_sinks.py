@@ -16,6 +16,7 @@ from megatron_poro.metrics.sinks import (
     ProgressSink,
     console_sink,
     keep_lines_up_to,
+    split_metrics,
     summary,
 )
 
@@ -66,6 +67,29 @@ def test_half_written_or_damaged_line_is_repaired(tmp_path: Path, damage: bytes)
         file.write(damage)
     _write(path, range(4, 6), resumed_step=4)
     assert _steps(path) == [1, 2, 3, 4, 5]
+
+
+def test_rewound_file_goes_on_after_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLinesSink(path, 0)
+    for step in range(1, 8):
+        sink.write(step, step, _line(step))
+    split_metrics(path, tmp_path / "tail.jsonl", 4)
+    sink.rewound(4, 1)
+    sink.write(5, 5, _line(5))
+    sink.close()
+    assert _steps(path) == [1, 2, 3, 4, 5]
+    assert _steps(tmp_path / "tail.jsonl") == [5, 6, 7]
+
+
+def test_split_can_be_repeated(tmp_path: Path) -> None:
+    path, tail = tmp_path / "metrics.jsonl", tmp_path / "tail.jsonl"
+    _write(path, range(1, 8))
+    for _ in range(2):
+        split_metrics(path, tail, 4)
+        assert (_steps(path), _steps(tail)) == ([1, 2, 3, 4], [5, 6, 7])
+    split_metrics(tmp_path / "none.jsonl", tmp_path / "no_tail.jsonl", 4)
+    assert not (tmp_path / "no_tail.jsonl").exists()
 
 
 def test_clean_file_is_not_rewritten(tmp_path: Path) -> None:
@@ -147,6 +171,12 @@ def test_console_without_a_terminal_writes_plain_lines() -> None:
     assert stream.getvalue() == "step  7/48  loss 3.0000\n"
 
 
+def test_console_says_that_the_run_went_back() -> None:
+    stream = io.StringIO()
+    console_sink(48, stream).rewound(6, 1)
+    assert stream.getvalue() == "back to step 6\n"
+
+
 def test_console_on_a_terminal_shows_a_bar() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -156,6 +186,8 @@ def test_console_on_a_terminal_shows_a_bar() -> None:
     sink = console_sink(48, stream)
     assert isinstance(sink, ProgressSink)
     sink.write(7, 70, {names.LOSS.key: 3.0})
+    sink.rewound(5, 1)
     sink.close()
     assert "7/48" in stream.getvalue()
+    assert "5/48" in stream.getvalue()
     assert "loss 3.0000" in stream.getvalue()

@@ -17,11 +17,15 @@ _SPEED = SpeedOfRun(StepFlops(model=6e12, hardware=8e12), tokens_per_step=100, d
 class _Recorder:
     def __init__(self) -> None:
         self.lines: list[dict[str, Number]] = []
+        self.went_back: list[tuple[int, int]] = []
         self.closed = False
 
     def write(self, step: int, tokens: int, metrics: Mapping[str, Number]) -> None:
         assert (step, tokens) == (metrics[names.STEP.key], metrics[names.TOKENS.key])
         self.lines.append(dict(metrics))
+
+    def rewound(self, step: int, lineage: int) -> None:
+        self.went_back.append((step, lineage))
 
     def close(self) -> None:
         self.closed = True
@@ -63,6 +67,20 @@ def test_line_of_one_step_holds_the_exact_loss() -> None:
     clock.now = 1.0
     tracker.flush(Position(step=1, samples=4, tokens=100))
     assert recorder.lines[0][names.LOSS.key] == torch.tensor(loss).item()
+
+
+def test_tracker_of_a_run_that_went_back_forgets_what_it_has_not_written() -> None:
+    recorder, clock = _Recorder(), _Clock()
+    tracker = _tracker(recorder, clock)
+    _step(tracker, 4.0, (10.0, 20.0))
+    tracker.rewound(Position(step=2, samples=8, tokens=200, lineage=1))
+    assert recorder.went_back == [(2, 1)]
+    tracker.flush(Position(step=2, samples=8, tokens=200, lineage=1))
+    assert recorder.lines == []
+    _step(tracker, 3.0, (10.0, 20.0))
+    clock.now = 1.0
+    tracker.flush(Position(step=3, samples=12, tokens=300, lineage=1))
+    assert [(line[names.LINEAGE.key], line[names.LOSS.key]) for line in recorder.lines] == [(1, 3.0)]
 
 
 def test_loss_of_an_interval_is_the_mean_over_its_tokens() -> None:
@@ -225,9 +243,45 @@ def test_every_key_a_line_can_hold_is_in_the_table() -> None:
         learning_rate=0.1,
     )
     tracker.record_validation(torch.ones(1), torch.ones(1))
+    tracker.record_slowest_process(1.2)
     clock.now = 1.0
     tracker.flush(Position(1, 1, 1))
     expected = {m.of("a") if "<source>" in m.key else m.key for m in names.ALL_METRICS}
     assert set(recorder.lines[0]) == expected
     assert recorder.lines[0][names.SOURCE_CONSUMED_TOKENS.of("a")] == 10
     assert recorder.lines[0][names.SOURCE_EPOCHS.of("a")] == 0.5
+
+
+def test_skipped_steps_are_counted_and_their_loss_is_not() -> None:
+    recorder, clock = _Recorder(), _Clock()
+    tracker = _tracker(recorder, clock)
+    _step(tracker, 2.0, (10, 10))
+    tracker.record_skipped(computed=True)
+    tracker.record_skipped(computed=False)
+    _step(tracker, 4.0, (10, 10))
+    clock.now = 6.0
+    tracker.flush(Position(4, 4, 4))
+    tracker.record_skipped(computed=True)
+    tracker.flush(Position(5, 5, 5))
+    mixed, alone = recorder.lines
+    assert mixed[names.LOSS.key] == 3.0
+    assert mixed[names.SKIPPED_STEPS.key] == 2
+    assert mixed[names.STEP_SECONDS.key] == 2.0, "a step that was refused took its time, one never begun did not"
+    assert alone[names.SKIPPED_STEPS.key] == 1
+    assert names.LOSS.key not in alone
+    assert names.STEP_SECONDS.key not in alone
+
+
+def test_slowest_process_of_an_interval_is_kept() -> None:
+    recorder, clock = _Recorder(), _Clock()
+    tracker = _tracker(recorder, clock)
+    for ratio in (1.05, 1.3, 1.1):
+        tracker.record_slowest_process(ratio)
+    _step(tracker, 2.0, (10, 10))
+    clock.now = 1.0
+    tracker.flush(Position(1, 1, 1))
+    _step(tracker, 2.0, (10, 10))
+    clock.now = 2.0
+    tracker.flush(Position(2, 2, 2))
+    assert recorder.lines[0][names.SLOWEST_PROCESS.key] == 1.3
+    assert names.SLOWEST_PROCESS.key not in recorder.lines[1]

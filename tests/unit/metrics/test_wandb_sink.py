@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_poro.metrics import names, wandb_sink
-from megatron_poro.metrics.wandb_sink import WandbMode, WandbRun, WandbSink, stable_id
+from megatron_poro.metrics.wandb_sink import WandbMode, WandbRun, WandbSink
 
 
 class _Session:
@@ -62,8 +62,10 @@ def _fake_wandb(monkeypatch: pytest.MonkeyPatch, **members: object) -> list[dict
     return calls
 
 
-def _run(folder: Path, mode: WandbMode = "offline") -> WandbRun:
-    return WandbRun(project="poro", name="smoke", folder=folder, mode=mode, config={"a": 1})
+def _run(folder: Path, mode: WandbMode = "offline", lineage: int = 0) -> WandbRun:
+    return WandbRun(
+        project="poro", name="smoke", run_id="a1b2", lineage=lineage, folder=folder, mode=mode, config={"a": 1}
+    )
 
 
 def _log_some(sink: WandbSink, steps: int = 3) -> None:
@@ -87,10 +89,23 @@ def test_resumed_run_has_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyP
     calls = _fake_wandb(monkeypatch)
     for _ in range(2):
         _log_some(WandbSink(_run(tmp_path, "online")))
-    assert calls[0]["id"] == calls[1]["id"]
+    assert [call["id"] for call in calls] == ["a1b2", "a1b2"]
     assert calls[0]["resume"] == "allow"
-    assert stable_id(tmp_path) == calls[0]["id"]
-    assert stable_id(tmp_path / "another") != calls[0]["id"]
+
+
+def test_rewound_run_goes_on_as_the_next_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = _Session()
+    calls = _fake_wandb(monkeypatch, session=session)
+    sink = WandbSink(_run(tmp_path, "online"))
+    sink.write(7, 70, {names.STEP.key: 7})
+    sink.rewound(4, 1)
+    sink.write(5, 50, {names.STEP.key: 5})
+    sink.close()
+    _log_some(WandbSink(_run(tmp_path, "online", lineage=1)), steps=1)
+    assert [call["id"] for call in calls] == ["a1b2", "a1b2-1", "a1b2-1"]
+    assert [call["name"] for call in calls] == ["smoke", "smoke (rewind 1)", "smoke (rewind 1)"]
+    assert {call["group"] for call in calls} == {"a1b2"}
+    assert [line[names.STEP.key] for line in session.lines] == [7, 5, 1]
 
 
 def test_failing_init_is_reported_once_and_training_goes_on(
@@ -148,7 +163,7 @@ def test_real_wandb_works_offline(tmp_path: Path, warnings: list[str]) -> None:
     _log_some(WandbSink(_run(tmp_path)))
     written = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(written) == 1
-    assert stable_id(tmp_path) in written[0].name
+    assert "a1b2" in written[0].name
     assert written[0].stat().st_size > 0
     assert warnings == []
 

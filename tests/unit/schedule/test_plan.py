@@ -127,3 +127,13 @@ def test_a_step_knows_whether_it_is_a_milestone() -> None:
 def test_planning_does_not_import_torch() -> None:
     code = "import sys, megatron_poro.schedule.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "labels"),
+    [("T", ["0.25T", "0.5T", "0.75T", "1T"]), ("B", ["250B", "500B", "750B", "1000B"]), ("auto", None)],
+)
+def test_labels_count_in_the_unit_that_is_asked_for(unit: str, labels: list[str] | None) -> None:
+    plan = plan_run(load_config(["experiment=poro_34b", "export.every_tokens=250B", f"export.label_unit={unit}"]))
+    assert [milestone.label for milestone in plan.milestones] == (labels or ["250B", "500B", "750B", "1000B"])
+    assert [milestone.step for milestone in plan.milestones] == [59_604, 119_209, 178_813, 238_418]

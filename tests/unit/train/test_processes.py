@@ -1,6 +1,7 @@
 """Processes meet, with or without a launcher, and one of them tells an error."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +11,18 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # public,
 from megatron_poro.errors import ConfigError
 from megatron_poro.parallel.agreement import World
 from megatron_poro.train.launch import Launch
-from megatron_poro.train.processes import Processes, device_of, joined
+from megatron_poro.train.peers import Peer
+from megatron_poro.train.processes import UNGUARDED, Processes, device_of, joined, sign_of_a_lost_peer
+from megatron_poro.train.watchdog import Watchdog
 from tests.support.ranks import free_port, run_ranks
 
 
 def _claim() -> list[bool]:
     launch = Launch(rank=dist.get_rank(), size=dist.get_world_size())
     store = dist.distributed_c10d._get_default_store()
-    processes = Processes(launch, torch.device("cpu"), World.default(), store)
+    peers = [Peer.this_process(rank) for rank in range(launch.size)]
+    watchdog = Watchdog(Path(), peers, rank=launch.rank, session="s", guards=UNGUARDED)
+    processes = Processes(launch, torch.device("cpu"), World.default(), store, watchdog)
     return [processes.claims_report(), processes.claims_report()]
 
 
@@ -72,3 +77,16 @@ def test_denormal_numbers_are_flushed_on_a_cpu() -> None:
     assert device_of(Launch()) == torch.device("cpu")
     assert (torch.tensor([1e-39]) * 1.0).item() == 0.0
     torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(
+    ("error", "sign"),
+    [
+        (RuntimeError("[gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1"), "Connection closed by peer"),
+        (RuntimeError("[..] writev [10.0.0.2]:99: Broken pipe"), "Broken pipe"),
+        (RuntimeError("shape '[2]' is invalid for input of size 3"), None),
+        (ValueError("Broken pipe"), None),
+    ],
+)
+def test_only_a_closed_connection_is_a_lost_process(error: Exception, sign: str | None) -> None:
+    assert sign_of_a_lost_peer(error) == sign
