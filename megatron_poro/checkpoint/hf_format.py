@@ -18,12 +18,14 @@ class HuggingFaceFormat:
     Attributes:
         tensors: every tensor of a model under both names, in Hugging Face's order.
         to_config: ``to_config(model, dtype=, special=, tensor_size=)`` is the content of ``config.json``.
+        as_read: ``as_read(model, dtype=, special=)`` is what transformers must make of that file.
         from_config: the model that a ``config.json`` describes.
         identity: what a run that goes on from an import must agree with.
     """
 
     tensors: Callable[[BloomConfig], list[TensorName]]
     to_config: Callable[..., dict[str, Any]]
+    as_read: Callable[..., dict[str, Any]]
     from_config: Callable[[Mapping[str, Any]], BloomConfig]
     identity: Callable[[BloomConfig], dict[str, Any]]
 
@@ -32,6 +34,7 @@ FORMATS = {
     "bloom": HuggingFaceFormat(
         tensors=bloom_names.bloom_tensors,
         to_config=bloom_names.bloom_to_hugging_face,
+        as_read=bloom_names.bloom_as_read,
         from_config=bloom_names.bloom_from_hugging_face,
         identity=bloom_names.bloom_identity,
     )

@@ -5,30 +5,27 @@ import the same bytes. One tensor is in memory at a time. A tensor that is missi
 refused; nothing is guessed.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_poro.checkpoint.fragment import ChunkedTensor, Piece, tensor_key
-from megatron_poro.checkpoint.hf_format import format_of, special_ids
-from megatron_poro.checkpoint.saving import write_checkpoint
-from megatron_poro.checkpoint.state import RunState
+from megatron_poro.checkpoint.fragment import ChunkedTensor, Piece
+from megatron_poro.checkpoint.importing import (
+    precision_of,
+    read_description,
+    read_json,
+    read_pickled,
+    refuse,
+    write_import,
+)
 from megatron_poro.checkpoint.store import CheckpointStore
-from megatron_poro.config.fields import plain
-from megatron_poro.config.run import Precision
-from megatron_poro.engine.engine import FragmentKind
-from megatron_poro.errors import CheckpointError, ConfigError
+from megatron_poro.errors import CheckpointError
 from megatron_poro.models.bloom_names import PREFIX, TensorName
-from megatron_poro.parallel.agreement import World
-from megatron_poro.parallel.topology import Topology
-from megatron_poro.tokenizer.tokenizer import Tokenizer
 
 HEAD = "lm_head.weight"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -57,41 +54,13 @@ def import_hugging_face(folder: Path | str, store: CheckpointStore) -> Path:
         DataError: if its tokenizer is missing or damaged.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")
-    tables = format_of(str(config.get("model_type")))
-    try:
-        model = tables.from_config(config)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    tokenizer = Tokenizer.load(folder)
-    _require_same_ids(folder, config, tokenizer, model.vocab_size)
-    stored = _match(folder, _stored_tensors(folder), tables.tensors(model))
-    exact = all(tensor.dtype is torch.bfloat16 for tensor in stored.values())
-    precision = Precision.BF16 if exact else Precision.FP32
-    state = RunState(
-        step=0,
-        consumed_samples=0,
-        consumed_tokens=0,
-        optimizer_step=0,
-        config=OmegaConf.to_yaml(OmegaConf.create({"model": plain(model), "engine": {"precision": precision.value}})),
-        identity=tables.identity(model),
-        topology=Topology(),
-        tokenizer_fingerprint=tokenizer.fingerprint,
-    )
-    return write_checkpoint(store, _values(stored), state, world=World(), tokenizer=tokenizer, file_per_chunk=True)
-
-
-def _values(stored: dict[str, StoredTensor]) -> dict[str, ChunkedTensor]:
-    """Master and moments of each parameter, made when they are written."""
-    values = {}
-    for name, tensor in stored.items():
-        origin = (0,) * len(tensor.shape)
-        master = Piece(origin, tensor.shape, partial(_as_master, tensor))
-        moment = Piece(origin, tensor.shape, partial(torch.zeros, tensor.shape))
-        for kind in FragmentKind:
-            piece = master if kind is FragmentKind.MASTER else moment
-            values[tensor_key(kind, name)] = ChunkedTensor(tensor.shape, [piece])
-    return values
+    description = read_description(folder)
+    stored = _match(folder, _stored_tensors(folder), description.tables.tensors(description.model))
+    masters = {
+        name: ChunkedTensor(tensor.shape, [Piece((0,) * len(tensor.shape), tensor.shape, partial(_as_master, tensor))])
+        for name, tensor in stored.items()
+    }
+    return write_import(store, masters, description, precision=precision_of({t.dtype for t in stored.values()}))
 
 
 def _as_master(tensor: StoredTensor) -> Tensor:
@@ -122,9 +91,7 @@ def _match(folder: Path, found: dict[str, StoredTensor], names: list[TensorName]
     ]
     if not complaints and head is not None and not torch.equal(head.read(), found[names[0].hugging_face].read()):
         complaints.append(f"{HEAD} is not equal to {names[0].hugging_face}, to which a BLOOM model's head is tied")
-    if complaints:
-        more = f" (and {len(complaints) - 3} more)" if len(complaints) > 3 else ""
-        raise CheckpointError(f"{folder} is not the model of its config.json: {'; '.join(complaints[:3])}{more}.")
+    refuse(folder, complaints)
     return {name.canonical: found[name.hugging_face] for name in names}
 
 
@@ -133,7 +100,7 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     for weights in _WEIGHTS:
         index = folder / f"{weights}.index.json"
         if index.is_file():
-            files = sorted(set(_read_json(index)["weight_map"].values()))
+            files = sorted(set(read_json(index)["weight_map"].values()))
         elif (folder / weights).is_file():
             files = [weights]
         else:
@@ -164,35 +131,7 @@ def _in_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _in_pickle(path: Path) -> dict[str, StoredTensor]:
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever its unpickler met
-        raise CheckpointError(f"{path} cannot be read ({error}): fetch it again.") from error
     return {
         name: StoredTensor(tuple(tensor.shape), tensor.dtype, partial(torch.clone, tensor))
-        for name, tensor in tensors.items()
+        for name, tensor in read_pickled(path).items()
     }
-
-
-def _require_same_ids(folder: Path, config: dict[str, Any], tokenizer: Tokenizer, vocab_size: int) -> None:
-    """The tokenizer in the folder must be the model's: its ids fit, and the special ones are those of the config."""
-    if tokenizer.vocab_size > vocab_size:
-        raise CheckpointError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, config.json has vocab_size={vocab_size}."
-        )
-    for role, ours in special_ids(tokenizer)._asdict().items():
-        theirs = config.get(f"{role}_token_id", ours)
-        if theirs != ours:
-            raise CheckpointError(f"{folder}: config.json has {role}_token_id={theirs}, its tokenizer has {ours}.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}): it is not a Hugging Face model.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}): fetch it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object: fetch it again.")
-    return content

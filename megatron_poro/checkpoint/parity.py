@@ -21,15 +21,16 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_poro.checkpoint.hf_export import (
+from megatron_poro.checkpoint.hf_export import Proof
+from megatron_poro.checkpoint.hf_files import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
-    Proof,
     config_json,
     generation_config_json,
 )
-from megatron_poro.checkpoint.hf_format import format_of
+from megatron_poro.checkpoint.hf_format import format_of, special_ids
 from megatron_poro.checkpoint.reading import CheckpointReader
+from megatron_poro.checkpoint.state import TOKENIZER_FOLDER
 from megatron_poro.config.identity import ABSENT
 from megatron_poro.config.model import AlibiForm
 from megatron_poro.models.causal_lm import whole_model
@@ -66,9 +67,10 @@ def prove_parity(reader: CheckpointReader, folder: Path, *, text: str | None = N
         folder: the export.
         text: compared as well, beside the seeded tokens.
     """
-    tokenizer = Tokenizer.load(folder)
+    written = Tokenizer.load(folder)
+    tokenizer = reader.tokenizer if (reader.path / TOKENIZER_FOLDER).is_dir() else written
     batches = fixed_batches(reader.model.vocab_size, tokenizer, text=text)
-    wrong = differing_settings(reader, folder, tokenizer)
+    wrong = differing_tokenizer(reader, written) or differing_settings(reader, folder, tokenizer)
     if wrong:  # the logits of another model would only hide the cause
         return Proof(met=False, verdict=f"{'; '.join(wrong)}.", measurements={"settings": wrong})
     unequal = differing_tensors(reader, folder)
@@ -81,26 +83,52 @@ def prove_parity(reader: CheckpointReader, folder: Path, *, text: str | None = N
 
 
 def differing_settings(reader: CheckpointReader, folder: Path, tokenizer: Tokenizer) -> list[str]:
-    """Fields of the folder's config files that are not what the checkpoint says, as transformers reads them."""
+    """Settings in the folder's files that are not the checkpoint's, as they are written and as transformers reads them.
+
+    Args:
+        reader: the checkpoint.
+        folder: the export.
+        tokenizer: the checkpoint's.
+    """
     wrong = []
     for name, expected in (
         (CONFIG_NAME, config_json(reader, tokenizer)),
         (GENERATION_CONFIG_NAME, generation_config_json(tokenizer)),
     ):
         written = json.loads((folder / name).read_text(encoding="utf-8"))
-        for key in sorted(expected.keys() | written.keys()):
-            found, wanted = repr(written.get(key, ABSENT)), repr(expected.get(key, ABSENT))
-            if found != wanted:  # as texts: 56.0 is not 56 to every reader
-                wrong.append(f"{name} has {key}={found}, the checkpoint {wanted}")
-    if not wrong:
-        config = transformers.AutoConfig.from_pretrained(str(folder))
-        for key in ("hidden_size", "n_layer", "n_head", "vocab_size", "layer_norm_epsilon", "tie_word_embeddings"):
-            expected_value = {**config_json(reader, tokenizer), "tie_word_embeddings": True}[key]
-            if getattr(config, key) != expected_value:
-                wrong.append(
-                    f"transformers reads {key}={getattr(config, key)!r}, the checkpoint has {expected_value!r}"
-                )
-    return wrong
+        wrong += _differences(name, written, expected)
+    return wrong or _read_otherwise(reader, folder, tokenizer)
+
+
+def _read_otherwise(reader: CheckpointReader, folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """What transformers makes of the files, where it is not what the checkpoint says."""
+    special = special_ids(tokenizer)
+    ids = {f"{role}_token_id": token_id for role, token_id in special._asdict().items()}
+    dtype = str(reader.dtype).removeprefix("torch.")
+    config: Any = transformers.AutoConfig.from_pretrained(str(folder))
+    wanted = format_of(reader.model.family).as_read(reader.model, dtype=dtype, special=special)
+    found = {key: getattr(config, key, ABSENT) for key in wanted}
+    wrong = _differences("transformers reads a config that", {**found, "dtype": str(config.dtype)[6:]}, wanted)
+    generation: Any = transformers.GenerationConfig.from_pretrained(str(folder))
+    wrong += _differences("transformers reads a generation config that", {k: getattr(generation, k) for k in ids}, ids)
+    loaded: Any = transformers.AutoTokenizer.from_pretrained(str(folder))
+    return wrong + _differences("transformers reads a tokenizer that", {k: getattr(loaded, k) for k in ids}, ids)
+
+
+def _differences(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """One phrase for each key; compared as texts: 56.0 is not 56 to every reader."""
+    texts = {key: (repr(found.get(key, ABSENT)), repr(wanted.get(key, ABSENT))) for key in found.keys() | wanted.keys()}
+    return [f"{where} has {key}={a}, the checkpoint {b}" for key, (a, b) in sorted(texts.items()) if a != b]
+
+
+def differing_tokenizer(reader: CheckpointReader, written: Tokenizer) -> list[str]:
+    """What keeps the folder's tokenizer from being the checkpoint's; its definition makes the ids of a text."""
+    if written.fingerprint == reader.state.tokenizer_fingerprint:
+        return []
+    return [
+        f"tokenizer.json has fingerprint {written.fingerprint[:12]}, the checkpoint's tokenizer "
+        f"{reader.state.tokenizer_fingerprint[:12]}"
+    ]
 
 
 def differing_tensors(reader: CheckpointReader, folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writing a safetensors file one tensor at a time: the header is known before the first tensor is read.
+"""Writing a safetensors file piece by piece: the header is known before the first tensor is read.
 
 The format is eight bytes with the length of a JSON header, the header, and the tensors' bytes one after the other. The
 library's own writer wants every tensor of a file in memory at once.
@@ -8,12 +8,15 @@ Source: https://github.com/huggingface/safetensors, "Format".
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from megatron_poro.checkpoint.hashed_file import HashedFile
+from megatron_poro.checkpoint.manifest import FileEntry
 
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _ALIGNMENT = 8
@@ -32,27 +35,33 @@ def tensor_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
 
 
 def write_safetensors(
-    path: Path, entries: Sequence[TensorEntry], read: Callable[[str], Tensor], *, dtype: torch.dtype
-) -> int:
-    """Writes a file; returns its size in bytes.
+    path: Path, entries: Sequence[TensorEntry], blocks: Iterator[Tensor], *, dtype: torch.dtype
+) -> FileEntry:
+    """Writes a file and makes it durable; returns its size and checksum.
 
     Args:
         path: the file.
         entries: its tensors, in order.
-        read: gives a tensor by name, on the host, in ``dtype``; called once for each, and the tensor is freed after.
+        blocks: their elements in this order, on the host, in ``dtype``; no block holds elements of two tensors. Each is
+            let go of before the next is asked for.
         dtype: format of all tensors.
+
+    Raises:
+        OSError: if the disk refuses.
     """
-    with path.open("wb") as file:
+    with HashedFile(path) as file:
         file.write(_header(entries, dtype))
         for entry in entries:
-            tensor = read(entry.name)
-            assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, dtype), (
-                f"{entry} is {tensor.shape} {tensor.dtype}"
-            )
-            # flat first: a scalar has no dimension to reinterpret
-            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-            del tensor
-        return file.tell()
+            missing = math.prod(entry.shape)
+            while missing > 0:
+                block = next(blocks)
+                missing -= block.numel()
+                assert block.dtype is dtype, f"{entry.name} is {block.dtype}, not {dtype}"
+                assert missing >= 0, f"{-missing} elements too many for {entry}"
+                # flat first: a scalar has no dimension to reinterpret
+                file.write(block.contiguous().view(-1).view(torch.uint8).numpy().data)
+                del block
+    return file.entry
 
 
 def _header(entries: Sequence[TensorEntry], dtype: torch.dtype) -> bytes:

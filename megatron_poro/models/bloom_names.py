@@ -116,6 +116,33 @@ def bloom_to_hugging_face(model: BloomConfig, *, dtype: str, special: SpecialIds
     )
 
 
+def bloom_as_read(model: BloomConfig, *, dtype: str, special: SpecialIds) -> dict[str, Any]:
+    """What transformers must make of the ``config.json`` of a model: everything its BLOOM or its generation looks at.
+
+    Written out, not made from the tables above, so that an error in these is found.
+    """
+    return {
+        "model_type": "bloom",
+        "architectures": ["BloomForCausalLM"],
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "vocab_size": model.vocab_size,
+        "layer_norm_epsilon": model.layer_norm_epsilon,
+        "apply_residual_connection_post_layernorm": False,
+        "tie_word_embeddings": True,
+        "slow_but_exact": False,
+        "hidden_dropout": model.hidden_dropout,
+        "attention_dropout": model.attention_dropout,
+        "initializer_range": model.init_std,
+        "use_cache": True,
+        "bos_token_id": special.bos,
+        "eos_token_id": special.eos,
+        "pad_token_id": special.pad,
+        "dtype": dtype,
+    }
+
+
 def bloom_from_hugging_face(config: Mapping[str, Any]) -> BloomConfig:
     """The sizes in a ``config.json``.
 

@@ -12,7 +12,7 @@ from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.identity import identity
 from megatron_poro.config.load import to_yaml
 from megatron_poro.config.model import AlibiForm, BloomConfig
-from megatron_poro.config.run import EngineConfig, Precision
+from megatron_poro.config.run import EngineConfig, ExportConfig, Precision
 from megatron_poro.engine.engine import Fragment, FragmentKind
 from megatron_poro.models.causal_lm import whole_model
 from megatron_poro.parallel.groups import ParallelGroups
@@ -50,8 +50,9 @@ def bloom_state(
     milestone: str | None = None,
     model: BloomConfig = MODEL,
     precision: Precision = Precision.BF16,
+    export: ExportConfig | None = None,
 ) -> RunState:
-    config = replace(CONFIG, model=model, engine=EngineConfig(precision=precision))
+    config = replace(CONFIG, model=model, engine=EngineConfig(precision=precision), export=export or ExportConfig())
     return replace(
         run_state(step, milestone=milestone),
         config=to_yaml(config),
@@ -67,8 +68,9 @@ def save_bloom(
     milestone: str | None = None,
     alibi: AlibiForm = AlibiForm.DISTANCE,
     precision: Precision = Precision.BF16,
+    export: ExportConfig | None = None,
 ) -> Path:
     """Saves :data:`MODEL` into a folder of checkpoints; returns the step folder."""
     model = replace(MODEL, alibi=alibi)
-    state = bloom_state(step, milestone=milestone, model=model, precision=precision)
+    state = bloom_state(step, milestone=milestone, model=model, precision=precision, export=export)
     return save(CheckpointStore(folder, keep_last=100), BloomEngine(model), state, tokenizer=TOKENIZER)

@@ -1,9 +1,11 @@
 """Checkpoint -> Hugging Face and back: bit for bit, in one piece or not at all, and proven by transformers."""
 
+import hashlib
 import json
 import shutil
 import weakref
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,24 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers.models.bloom import modeling_bloom
 
-from megatron_poro.checkpoint import hf_export, parity
-from megatron_poro.checkpoint.hf_export import CONFIG_NAME, REPORT_NAME, Proof, export_checkpoint
+from megatron_poro.checkpoint import hf_export, hf_format, parity
+from megatron_poro.checkpoint.export_report import REPORT_NAME, export_problems, read_report
+from megatron_poro.checkpoint.hf_export import Proof, UnprovenError, export_checkpoint
+from megatron_poro.checkpoint.hf_files import CONFIG_NAME, GENERATION_CONFIG_NAME
+from megatron_poro.checkpoint.manifest import describe
 from megatron_poro.checkpoint.parity import Logits, fixed_batches, judge, prove_parity
 from megatron_poro.checkpoint.reading import CheckpointReader
+from megatron_poro.checkpoint.rows import TensorRows
 from megatron_poro.checkpoint.safetensors_file import TensorEntry, write_safetensors
 from megatron_poro.checkpoint.saving import save
 from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import Precision
 from megatron_poro.errors import CheckpointError
-from megatron_poro.models.bloom_names import bloom_tensors
+from megatron_poro.models.bloom_names import SpecialIds, bloom_tensors
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 from tests.unit.checkpoint.bloom_checkpoint import MODEL, TOKENIZER, BloomEngine, bloom_state, save_bloom
 from tests.unit.checkpoint.fake_engine import snapshot
@@ -186,6 +194,118 @@ def test_any_field_of_the_config_that_is_not_the_checkpoints_is_refused(
     assert f"config.json has {key}={config[key]!r}, the checkpoint" in proof.verdict
 
 
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id", "max_length", "_from_model_config"])
+def test_any_field_of_the_generation_config_that_is_not_the_checkpoints_is_refused(
+    checkpoint: Path, exported: Path, tmp_path: Path, key: str
+) -> None:
+    folder = tmp_path / "mutated"
+    shutil.copytree(exported, folder)
+    config = json.loads((folder / GENERATION_CONFIG_NAME).read_text())
+    config[key] = mutated(config[key]) if key in config else 1
+    (folder / GENERATION_CONFIG_NAME).write_text(json.dumps(config))
+    proof = prove_parity(CheckpointReader(checkpoint), folder)
+    assert not proof.met
+    assert f"generation_config.json has {key}={config[key]!r}, the checkpoint" in proof.verdict
+
+
+WRITTEN_BY_THE_TABLES = {
+    "hidden_size": 112,
+    "n_layer": 1,
+    "n_head": 8,
+    "vocab_size": 280,
+    "layer_norm_epsilon": 1.001e-5,
+    "apply_residual_connection_post_layernorm": True,
+    "tie_word_embeddings": False,
+    "slow_but_exact": True,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "initializer_range": 0.03,
+    "use_cache": False,
+    "architectures": ["BloomModel"],
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "dtype": "float32",
+}
+"""A wrong value for everything that transformers' BLOOM looks at."""
+
+
+@pytest.mark.parametrize("key", list(WRITTEN_BY_THE_TABLES))
+def test_an_exporter_that_writes_a_wrong_field_is_caught(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """The gate does not lean on the tables that the file was written with: here they agree on the wrong value."""
+    right = hf_format.FORMATS["bloom"]
+
+    def wrong(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        return {**right.to_config(*arguments, **settings), key: WRITTEN_BY_THE_TABLES[key]}
+
+    monkeypatch.setitem(hf_format.FORMATS, "bloom", replace(right, to_config=wrong))
+    with pytest.raises(UnprovenError, match=f"transformers reads a config that has {READ_AS.get(key, key)}="):
+        export_checkpoint(checkpoint, tmp_path / "1k", prove=prove_parity)
+    assert [path.name for path in tmp_path.iterdir()] == ["1k.failed"]
+
+
+READ_AS = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+
+
+def test_what_transformers_reads_covers_every_size_of_the_model() -> None:
+    """A field that is added to the schema has to be thought of here."""
+    read = hf_format.FORMATS["bloom"].as_read(MODEL, dtype="bfloat16", special=SpecialIds(1, 2, 3))
+    # the class, and a rounding that fp32 does not have
+    ours = {field.name for field in fields(MODEL)} - {"family", "alibi"}
+    theirs = {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "init_std": "initializer_range"}
+    assert {theirs.get(name, name) for name in ours} <= read.keys()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_another_activation_is_caught_by_the_logits(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activation: str
+) -> None:
+    """No field says which one it is, so only the numbers can tell: the exact GELU is a hair from the tanh one."""
+
+    def other(tensor: torch.Tensor) -> torch.Tensor:
+        return getattr(functional, activation)(tensor)
+
+    monkeypatch.setattr(modeling_bloom.BloomGelu, "forward", lambda _, tensor: other(tensor))
+    with pytest.raises(UnprovenError, match="logits differ by at most"):
+        export_checkpoint(checkpoint, tmp_path / "1k", prove=prove_parity)
+
+
+def test_other_slopes_are_caught_by_the_logits(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = modeling_bloom.build_alibi_tensor
+    monkeypatch.setattr(modeling_bloom, "build_alibi_tensor", lambda *a, **k: 1.01 * right(*a, **k))
+    with pytest.raises(UnprovenError, match="logits differ by at most"):
+        export_checkpoint(checkpoint, tmp_path / "1k", prove=prove_parity)
+
+
+def test_another_tokenizer_in_the_folder_is_refused(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mutated"
+    shutil.copytree(exported, folder)
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["pre_tokenizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    proof = prove_parity(CheckpointReader(checkpoint), folder)
+    assert not proof.met
+    assert "tokenizer.json has fingerprint" in proof.verdict
+
+
+@pytest.mark.parametrize("role", ["bos", "eos", "pad"])
+def test_special_tokens_that_are_not_the_checkpoints_are_refused(
+    checkpoint: Path, exported: Path, tmp_path: Path, role: str
+) -> None:
+    folder = tmp_path / "mutated"
+    shutil.copytree(exported, folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, f"{role}_token": "<unk>"}))
+    proof = prove_parity(CheckpointReader(checkpoint), folder)
+    assert not proof.met
+    assert f"transformers reads a tokenizer that has {role}_token_id=0, the checkpoint" in proof.verdict
+
+
 def test_a_float_where_a_count_belongs_is_refused(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mutated"
     shutil.copytree(exported, folder)
@@ -306,13 +426,90 @@ def test_another_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
         export_checkpoint(checkpoint, tmp_path / "out", prove=None, tokenizer=other)
 
 
+def test_a_milestone_that_is_taken_away_meanwhile_gets_no_export(checkpoint: Path, tmp_path: Path) -> None:
+    """A rewind moves the checkpoints of the history it leaves: what was made of them belongs to it."""
+    rewound = tmp_path / "step_00000005"
+    shutil.copytree(checkpoint, rewound)
+
+    def prove(reader: CheckpointReader, folder: Path) -> Proof:
+        rewound.rename(tmp_path / "abandoned")
+        return Proof(met=True, verdict="Equal.", measurements={})
+
+    with pytest.raises(CheckpointError, match=r"step_00000005 was taken away while it was exported"):
+        export_checkpoint(rewound, tmp_path / "1k", prove=prove)
+    assert [path.name for path in tmp_path.iterdir()] == ["abandoned"]
+
+
+def test_two_processes_do_not_make_the_same_export(checkpoint: Path, tmp_path: Path) -> None:
+    def prove(reader: CheckpointReader, folder: Path) -> Proof:
+        with pytest.raises(CheckpointError, match=r"1k is being made by another process"):
+            export_checkpoint(checkpoint, tmp_path / "1k", prove=None)
+        return Proof(met=True, verdict="Equal.", measurements={})
+
+    export_checkpoint(checkpoint, tmp_path / "1k", prove=prove)
+    assert [path.name for path in tmp_path.iterdir()] == ["1k"]
+
+
+def test_the_report_says_what_each_file_is(exported: Path, tmp_path: Path) -> None:
+    report = read_report(exported)
+    assert report["format"] == 1
+    assert report["checkpoint"]["name"] == "step_00000005"
+    assert [report["checkpoint"][key] for key in ("step", "consumed_samples", "consumed_tokens")] == [5, 20, 320]
+    assert report["exported_by"]["transformers"] == transformers.__version__
+    assert report["files"] == {
+        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in sorted(exported.iterdir())
+        if path.name != REPORT_NAME
+    }
+    assert export_problems(exported) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin is not of this export"),
+        (lambda folder: flip_a_bit(folder / "model-00002-of-00004.safetensors"), "model-00002-of-00004.safetensors is"),
+        (lambda folder: (folder / "tokenizer.json").open("ab").write(b"x"), "tokenizer.json is not the file"),
+    ],
+)
+def test_an_export_that_is_no_longer_whole_is_told(exported: Path, tmp_path: Path, damage: Any, said: str) -> None:
+    shutil.copytree(exported, tmp_path / "1k")
+    damage(tmp_path / "1k")
+    (problem,) = export_problems(tmp_path / "1k")
+    assert problem.startswith(said)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "is no export: it has no export_report.json"),
+        ("{", "export_report.json is damaged"),
+        ("[]", "export_report.json is damaged"),
+        ('{"format": 1}', "export_report.json is damaged"),
+        ('{"format": 2, "files": {}}', "export_report.json has format 2, this release reads 1"),
+    ],
+)
+def test_a_report_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / REPORT_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        read_report(tmp_path)
+
+
 def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_: Any, **__: Any) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(hf_export, "write_safetensors", refuse)
-    with pytest.raises(CheckpointError, match=r"out was not written: No space left on device .* It needs 33"):
+    with pytest.raises(CheckpointError, match=r"out was not written: No space left on device .*model.safetensors"):
         export_checkpoint(checkpoint, tmp_path / "out", prove=None)
     assert list(tmp_path.iterdir()) == []
 
@@ -347,21 +544,49 @@ def test_safetensors_written_by_hand_read_back(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         entries = [TensorEntry(name, tuple(tensor.shape)) for name, tensor in cast.items()]
-        size = write_safetensors(tmp_path / "x", entries, cast.__getitem__, dtype=dtype)
-        assert size == (tmp_path / "x").stat().st_size
+        assert write_safetensors(tmp_path / "x", entries, iter(cast.values()), dtype=dtype) == describe(tmp_path / "x")
         read = load_file(tmp_path / "x")
         assert all(torch.equal(read[name], tensor) for name, tensor in cast.items())
 
 
-def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
-    """Tensors are freed before the next is read: each reader call finds no other tensor alive."""
+def test_a_block_is_freed_before_the_next_is_asked_for(tmp_path: Path) -> None:
     alive: list[weakref.ref[np.ndarray[Any, Any]]] = []  # the memory, not the tensor objects that share it
 
-    def read(name: str) -> torch.Tensor:
-        assert [reference for reference in alive if reference() is not None] == []
-        memory = np.full(1000, float(name), dtype=np.float32)
+    def blocks() -> Iterator[torch.Tensor]:
+        for number in range(10):
+            assert [reference for reference in alive if reference() is not None] == []
+            memory = np.full(500, float(number), dtype=np.float32)
+            alive.append(weakref.ref(memory))
+            block = torch.from_numpy(memory)
+            del memory
+            yield block
+            del block
+
+    write_safetensors(tmp_path / "x", [TensorEntry(str(n), (2, 500)) for n in range(5)], blocks(), dtype=torch.float32)
+    assert len(alive) == 10
+    assert load_file(tmp_path / "x")["3"].unique(dim=1).tolist() == [[6.0], [7.0]]
+
+
+def test_few_blocks_are_in_memory_whatever_the_size_of_the_model(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[np.ndarray[Any, Any]]] = []
+    most = 0
+
+    def noting(rows: TensorRows, begin: int, end: int, read: Any = TensorRows.read) -> torch.Tensor:
+        nonlocal most
+        memory = read(rows, begin, end).numpy().copy()
+        assert memory.size <= 224  # a row of the widest matrix
         alive.append(weakref.ref(memory))
+        most = max(most, sum(reference() is not None for reference in alive))
         return torch.from_numpy(memory)
 
-    write_safetensors(tmp_path / "x", [TensorEntry(str(n), (1000,)) for n in range(5)], read, dtype=torch.float32)
-    assert len(alive) == 5
+    monkeypatch.setattr(TensorRows, "read", noting)
+    monkeypatch.setattr(CheckpointReader, "dtype", torch.float32)  # so that rounding makes no copy of its own
+    monkeypatch.setattr(hf_export, "BLOCK_ELEMENTS", 200)
+    export_checkpoint(checkpoint, tmp_path / "out", prove=None)
+    assert len(alive) > 400
+    assert most <= hf_export.BLOCKS_AHEAD + 2  # those waiting, the one that is written and the one before it
+    reader, found = CheckpointReader(checkpoint), tensors_in(tmp_path / "out")
+    for tensor in bloom_tensors(MODEL):
+        assert torch.equal(found[tensor.hugging_face], reader.tensor(tensor.canonical))

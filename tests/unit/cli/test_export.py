@@ -1,13 +1,19 @@
 """``poro export``: which checkpoints, under which names, and what an exit status says."""
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_poro.checkpoint import parity
-from megatron_poro.checkpoint.hf_export import REPORT_NAME, Proof
+from megatron_poro.checkpoint import hf_export, parity
+from megatron_poro.checkpoint.export_report import REPORT_NAME
+from megatron_poro.checkpoint.hf_export import Proof
+from megatron_poro.checkpoint.reading import CheckpointReader
 from megatron_poro.cli.export import main
+from megatron_poro.config.run import ExportConfig
 from megatron_poro.errors import CheckpointError
 from tests.unit.checkpoint.bloom_checkpoint import TOKENIZER, save_bloom
 
@@ -104,3 +110,68 @@ def test_a_tokenizer_of_ones_own_can_be_given(run: Path, tmp_path: Path) -> None
     TOKENIZER.save(tmp_path / "tokenizer")
     words = ["--no-parity", "--tokenizer", str(tmp_path / "tokenizer"), "--output", str(tmp_path / "out")]
     assert main([str(run), *words]) == 0
+
+
+@pytest.fixture
+def whole_run(tmp_path: Path) -> Path:
+    """A run whose two milestones are its half and its end."""
+    for step, milestone in ((50, "3200"), (100, "6400")):
+        export = ExportConfig(every_tokens=3200)
+        save_bloom(tmp_path / "run" / "checkpoints", step, milestone=milestone, export=export)
+    return tmp_path / "run"
+
+
+def test_a_watch_ends_with_the_runs_last_milestone(whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(whole_run), "--watch", "--no-parity"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["3200", "6400"]
+    assert names(whole_run / "exports") == ["3200", "6400"]
+
+
+def test_a_watch_that_could_not_export_all_says_so_at_its_end(
+    whole_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prove(reader: CheckpointReader, folder: Path, **_: object) -> Proof:
+        return Proof(met=reader.state.step == 100, verdict="Not it.", measurements={})
+
+    monkeypatch.setattr(parity, "prove_parity", prove)
+    assert main([str(whole_run), "--watch"]) == 2
+    assert names(whole_run / "exports") == ["3200.failed", "6400"]
+    assert "milestone 3200 is not exported" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_watch_that_is_terminated_while_it_waits_ends_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is not over after the two milestones."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("time.sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([str(run), "--watch", "--no-parity", "--poll", "0.5"]) == 0
+    assert names(run / "exports") == ["1k", "2k"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_watch_that_is_terminated_in_an_export_leaves_none(whole_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = hf_export.write_safetensors
+
+    def interrupted(path: Path, *arguments: Any, **settings: Any) -> Any:
+        if "6400" in str(path):
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(path, *arguments, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hf_export, "write_safetensors", interrupted)
+        assert main([str(whole_run), "--watch", "--no-parity"]) == 0
+    assert names(whole_run / "exports") == ["3200"]
+    assert main([str(whole_run), "--watch", "--no-parity"]) == 0
+    assert names(whole_run / "exports") == ["3200", "6400"]
+
+
+def test_a_watch_needs_a_folder_to_watch(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a folder: give the run folder"):
+        main([str(tmp_path / "nowhere"), "--watch"])
+
+
+@pytest.mark.parametrize("poll", ["0", "-1", "nan", "inf", "x"])
+def test_a_poll_is_a_time(run: Path, poll: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([str(run), "--watch", f"--poll={poll}"])
+    assert f"invalid _time_to_wait value: '{poll}'" in capsys.readouterr().err
