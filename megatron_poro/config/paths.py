@@ -4,6 +4,9 @@ from pathlib import Path
 
 from megatron_poro.errors import ConfigError
 
+CARDS_FOLDER = "publish"
+"""Folder beside the config groups that is none: what ``poro publish`` says of a model."""
+
 
 def config_dir() -> Path:
     """The folder that holds ``train.yaml`` and the config groups.

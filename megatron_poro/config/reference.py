@@ -5,7 +5,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from megatron_poro.config.cluster import SubmitConfig
 from megatron_poro.config.fields import REQUIRED, SchemaField, ValueType, first_paragraph, schema_fields
+from megatron_poro.config.paths import CARDS_FOLDER
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import enumerate_words
 from megatron_poro.units import format_count
@@ -28,6 +30,12 @@ A *count* is a whole number that may be written with a suffix: `500k`, `4M`, `10
 packaged file of the same name.
 """
 
+_SUBMIT_HEAD = """\
+# What `poro submit` takes besides
+
+The keys below are no part of a run: they say what to ask a cluster for. `nodes=N` is short for `cluster.train.nodes=N`.
+"""
+
 
 def render_reference(folder: Path) -> str:
     """The whole page.
@@ -36,29 +44,35 @@ def render_reference(folder: Path) -> str:
         folder: the folder of packaged configs, whose groups and files are listed.
     """
     sections = [_section(field.name, field.type.kind) for field in schema_fields(TrainConfig)]
-    return "\n".join([_HEAD, _groups(folder), *sections])
+    cluster = [_section(field.name, field.type.kind) for field in schema_fields(SubmitConfig) if field.type.is_section]
+    return "\n".join([_HEAD, _groups(folder), *sections, _SUBMIT_HEAD, *cluster])
 
 
 def _groups(folder: Path) -> str:
     rows = [
         f"| `{group.name}` | {', '.join(f'`{file.stem}`' for file in sorted(group.glob('*.yaml')))} |"
-        for group in sorted(path for path in folder.iterdir() if path.is_dir())
+        for group in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != CARDS_FOLDER)
     ]
     return "\n".join(["## Groups", "", "| group | files |", "|---|---|", *rows, ""])
 
 
 def _section(name: str, schema: type) -> str:
     lines = [f"## {name}", "", first_paragraph(schema), "", "| key | value | default | meaning |", "|---|---|---|---|"]
-    return "\n".join([*lines, *_rows(schema, f"{name}."), ""])
+    return "\n".join([*lines, *_rows(schema, f"{name}.", {}), ""])
 
 
-def _rows(schema: type, prefix: str) -> list[str]:
+def _rows(schema: type, prefix: str, shown: dict[type, str]) -> list[str]:
+    """A row for each key; keys of a section that is there several times are listed once."""
     rows = []
     for field in schema_fields(schema):
+        key, kind = f"{prefix}{field.name}", field.type.kind
         meaning = re.sub(r"([<|])", r"\\\1", field.documentation)
-        rows.append(f"| `{prefix}{field.name}` | {_type(field.type)} | {_default(field)} | {meaning} |")
-        if field.type.is_section:
-            rows += _rows(field.type.kind, f"{prefix}{field.name}{'[]' if field.type.is_list else ''}.")
+        if field.type.is_section and not field.type.is_list:
+            meaning += f" Keys as in {shown[kind]}." if kind in shown else ""
+        rows.append(f"| `{key}` | {_type(field.type)} | {_default(field)} | {meaning} |")
+        if field.type.is_section and (kind not in shown or field.type.is_list):
+            shown[kind] = key
+            rows += _rows(kind, f"{key}{'[]' if field.type.is_list else ''}.", shown)
     return rows
 
 
@@ -71,6 +85,7 @@ def _type(kind: ValueType) -> str:
         text = enumerate_words(f"`{member.value}`" for member in kind.kind)
     else:
         text = {int: "integer", float: "number", bool: "`true` or `false`", str: "text"}[kind.kind]
+        text = f"list of {text}" if kind.is_list else text
     return f"{text}, or `null`" if kind.is_optional else text
 
 
@@ -78,6 +93,8 @@ def _default(field: SchemaField) -> str:
     default: Any = field.default
     if default == REQUIRED:
         return "required"
+    if field.type.is_section and not field.type.is_list:
+        return "its keys"
     if isinstance(default, Enum):
         default = default.value
     if field.type.is_count and default is not None:

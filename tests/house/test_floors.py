@@ -75,7 +75,7 @@ def importing(library: str) -> list[str]:
     return files
 
 
-@pytest.mark.parametrize("library", ["transformers", "wandb", "datasets", "sentencepiece", "rich"])
+@pytest.mark.parametrize("library", ["transformers", "wandb", "datasets", "sentencepiece", "rich", "huggingface_hub"])
 def test_a_library_at_the_edge_is_imported_in_one_file(library: str) -> None:
     assert len(importing(library)) <= 1, importing(library)
 

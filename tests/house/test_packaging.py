@@ -34,8 +34,9 @@ def test_wheel_holds_the_package_and_its_configs_only(wheel: Path) -> None:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"megatron_poro"}
-    for path in (ROOT / "configs").rglob("*.yaml"):
-        assert f"megatron_poro/configs/{path.relative_to(ROOT / 'configs').as_posix()}" in names
+    for path in [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "slurm").rglob("*.s*")]:
+        if path.is_file():
+            assert f"megatron_poro/{path.relative_to(ROOT).as_posix()}" in names
     for path in (ROOT / "megatron_poro").rglob("*.py"):
         assert path.relative_to(ROOT).as_posix() in names
 
@@ -54,7 +55,7 @@ def test_sdist_holds_what_is_listed_and_nothing_else(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[1] for name in tar.getnames()}
     tops = {name.split("/")[0] for name in names}
-    folders = {"megatron_poro", "configs", "launch", "data_prep", "benchmarks", "docs", "tests"}
+    folders = {"megatron_poro", "configs", "slurm", "launch", "data_prep", "benchmarks", "docs", "tests"}
     files = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "pyproject.toml"}
     assert tops == folders | files | {"PKG-INFO", ".gitignore"}
     assert [name for name in names if name.endswith((".pyc", ".log"))] == []
