@@ -2,7 +2,7 @@
 
 Nothing but the standard library is imported here, so that ``poro --help`` and a mistyped verb answer at once, on a
 login node as well. A verb is a function ``main(argv) -> exit status``. An error that is the input's fault ends in one
-sentence on stderr and status 2; anything else is a bug and shows its traceback.
+sentence on stderr and the error's status; anything else is a bug and shows its traceback.
 """
 
 import difflib
@@ -27,13 +27,23 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "train": Verb("megatron_poro.cli.train:main", "train a model, or go on with a run"),
+    "train": Verb("megatron_poro.cli.train:command", "train a model, or go on with a run"),
+    "plan": Verb("megatron_poro.cli.plan:main", "memory, speed and cost of a run in advance, without torch"),
+    "submit": Verb("megatron_poro.cli.submit:main", "run it on a Slurm cluster, from job to job to its end"),
+    "status": Verb("megatron_poro.cli.status:main", "how a run on a cluster is doing"),
+    "logs": Verb("megatron_poro.cli.logs:main", "what the jobs of a run print"),
+    "stop": Verb("megatron_poro.cli.stop:main", "save and end a run on a cluster"),
+    "resume": Verb("megatron_poro.cli.resume:main", "let a run on a cluster go on"),
+    "watch": Verb("megatron_poro.cli.watch:main", "call a command when a run on a cluster needs somebody"),
+    "job": Verb("megatron_poro.cli.job:main", "what job scripts ask"),
+    "rewind": Verb("megatron_poro.cli.rewind:main", "take a run back to a checkpoint, skipping steps"),
     "generate": Verb("megatron_poro.cli.generate:main", "write text with an exported model"),
     "tokenizer": Verb("megatron_poro.cli.tokenizer:main", "train a tokenizer, or look into one"),
     "data": Verb("megatron_poro.cli.data:main", "tokenise, merge and inspect corpora"),
     "export": Verb("megatron_poro.cli.export:main", "checkpoint -> Hugging Face model, verified"),
+    "publish": Verb("megatron_poro.cli.publish:main", "milestones -> branches of a repository on the Hub, verified"),
     "import": Verb("megatron_poro.cli.import_hf:main", "Hugging Face model -> checkpoint"),
-    "ckpt": Verb("megatron_poro.cli.ckpt:main", "list, verify and inspect checkpoints"),
+    "ckpt": Verb("megatron_poro.cli.ckpt:main", "list, inspect, verify, compare and remove checkpoints"),
     "config": Verb("megatron_poro.cli.config:main", "show, validate and compare configs, without torch"),
 }
 
@@ -45,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``poro``; ``None`` takes them from the command line.
 
     Returns:
-        The exit status: 0, or the verb's own, or 2 if the input is at fault.
+        The exit status: 0, or the verb's own, or that of the error it ended with (2 if the input is at fault).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -70,7 +80,7 @@ def _run(verb: Verb, argv: list[str]) -> int:
         return status
     except PoroError as error:
         _complain(str(error))
-        return USAGE_STATUS
+        return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted.")
         return INTERRUPTED_STATUS

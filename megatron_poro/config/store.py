@@ -13,17 +13,23 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from megatron_poro.config.cluster import ClusterConfig, SubmitConfig
 from megatron_poro.config.fields import SchemaField, schema_fields
+from megatron_poro.config.hardware import HardwareConfig, PlanConfig
 from megatron_poro.config.model import MODEL_SCHEMAS
 from megatron_poro.config.run import TrainConfig
 
 
 def register_schemas() -> None:
-    """Makes ``train_schema`` and ``model/<family>_schema`` known to Hydra, which files start from. Idempotent."""
+    """Makes ``train_schema``, ``model/<family>_schema`` and the like known to Hydra, for files to start from."""
     store = ConfigStore.instance()
     store.store("train_schema", _skeleton(TrainConfig), provider="megatron_poro")
     for family, schema in MODEL_SCHEMAS.items():
         store.store(f"{family}_schema", _skeleton(schema), group="model", provider="megatron_poro")
+    store.store("plan_schema", _skeleton(PlanConfig), provider="megatron_poro")
+    store.store("hardware_schema", _skeleton(HardwareConfig), group="hardware", provider="megatron_poro")
+    store.store("submit_schema", _skeleton(SubmitConfig), provider="megatron_poro")
+    store.store("cluster_schema", _skeleton(ClusterConfig), group="cluster", provider="megatron_poro")
 
 
 @cache  # one class per schema: OmegaConf compares a section's type with its default's

@@ -1,0 +1,254 @@
+"""``poro plan``: what a run needs and how fast it will be, from the config alone; no torch, no GPU, no data."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from megatron_poro.config.command_line import Selection, add_selection_arguments, parse_selection, selection
+from megatron_poro.config.derived import batch_plan, replica_processes
+from megatron_poro.config.hardware import HardwareConfig, PlanConfig
+from megatron_poro.config.load import compose
+from megatron_poro.config.run import AttentionBackend, TrainConfig
+from megatron_poro.config.typed import typed
+from megatron_poro.config.validate import validate
+from megatron_poro.errors import ConfigError
+from megatron_poro.planning.forecast import (
+    Forecast,
+    PassTimes,
+    checkpoint_bytes,
+    export_bytes,
+    forecast,
+    save_interval,
+    transfer_seconds,
+)
+from megatron_poro.planning.layers import rank_layers, total_parameters
+from megatron_poro.planning.picture import pipeline_picture
+from megatron_poro.planning.pipeline import simulate
+from megatron_poro.planning.search import search
+from megatron_poro.planning.traffic import links
+from megatron_poro.schedule.plan import plan_run
+from megatron_poro.units import format_bytes, format_seconds
+
+_OF_THE_PLAN = ("hardware", "nodes", "blocked_seconds", "restart_seconds")
+_NOTES = """\
+  poro plan experiment=poro_34b hardware=lumi_g nodes=128
+  poro plan experiment=poro_34b hardware=lumi_g nodes=128 --search
+  poro plan experiment=poro_34b hardware=lumi_g --picture step.svg
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``poro plan``; raises ``ConfigError`` if the config, the machine or the layout cannot be."""
+    arguments = parse_selection(_parser(), argv)
+    chosen = selection(arguments)
+    request = _request(chosen)
+    own = tuple(word for word in chosen.overrides if not _is_of_the_plan(word))
+    config = dataclasses.replace(chosen, overrides=own).load()
+    world_size = _world_size(config, request)
+    backend = _backend(config)
+    if arguments.search:
+        return _search(config, request.hardware, world_size, backend, top=arguments.top)
+    validate(config, world_size=world_size)
+    found = forecast(config, request.hardware, world_size=world_size, backend=backend)
+    if arguments.json:
+        print(json.dumps(_record(found), indent=1))
+    else:
+        _print(config, request, found, start=arguments.start)
+    if arguments.picture is not None:
+        arguments.picture.write_text(_picture(config, request.hardware, found), encoding="utf-8")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poro plan", description=__doc__, epilog=_NOTES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_selection_arguments(parser)
+    parser.add_argument("--search", action="store_true", help="rank every layout that uses all devices")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="with --search: how many to print (20)")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw a step of the pipeline, and the memory")
+    parser.add_argument("--start", type=date.fromisoformat, default=date.today(), help="first day, YYYY-MM-DD (today)")
+    parser.add_argument("--json", action="store_true", help="the numbers for a program")
+    return parser
+
+
+def _request(chosen: Selection) -> PlanConfig:
+    """The part of the overrides that is about the machine."""
+    overrides = [word for word in chosen.overrides if _is_of_the_plan(word)]
+    values = OmegaConf.to_container(
+        compose(overrides, config_name="plan", config_dirs=chosen.config_dirs), resolve=True
+    )
+    assert isinstance(values, dict)
+    return typed(PlanConfig, values)
+
+
+def _is_of_the_plan(word: str) -> bool:
+    return word.partition("=")[0].partition(".")[0] in _OF_THE_PLAN
+
+
+def _world_size(config: TrainConfig, request: PlanConfig) -> int:
+    if request.nodes is not None:
+        return request.nodes * request.hardware.devices_per_node
+    if config.parallel.data is None:
+        raise ConfigError("nodes has no value and parallel.data is null, so any number would do; add nodes=...")
+    return replica_processes(config) * config.parallel.data
+
+
+def _backend(config: TrainConfig) -> AttentionBackend:
+    """``auto`` is flash on a device."""
+    wanted = config.engine.attention
+    return AttentionBackend.FLASH if wanted in (AttentionBackend.AUTO, AttentionBackend.FLEX) else wanted
+
+
+def _print(config: TrainConfig, request: PlanConfig, found: Forecast, *, start: date) -> None:
+    print("\n".join([*_run_rows(config, request, found), "", *_rank_rows(config, request, found), ""]))
+    print("\n".join([*_time_rows(found), "", *_cost_rows(config, request, found, start=start)]))
+
+
+def _run_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Iterator[str]:
+    batch, parallel = batch_plan(config, found.world_size), config.parallel
+    yield f"machine     {request.hardware.name}, {found.world_size:,} devices"
+    yield f"layout      tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {batch.data_size}"
+    yield f"model       {total_parameters(config.model):,} parameters"
+    yield (
+        f"step        {batch.tokens_per_step:,} tokens, {batch.microbatches} microbatches of "
+        f"{batch.microbatch_samples} a replica, {found.steps:,} steps"
+    )
+    yield f"checkpoint  {format_bytes(checkpoint_bytes(config))}, export {format_bytes(export_bytes(config))}"
+
+
+def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Iterator[str]:
+    room = request.hardware.device_memory_bytes - request.hardware.reserved_bytes
+    verdict = "" if found.fits else ": TOO LITTLE"
+    yield f"one process of each stage; {format_bytes(room)} of memory are for tensors{verdict}"
+    parts = found.memory[0]._fields
+    names = ["stage", "parameters", *parts, "in all", "| sent a step:", *found.traffic[0]._fields]
+    rows = [names]
+    for rank, (layers, memory, traffic) in enumerate(
+        zip(rank_layers(config), found.memory, found.traffic, strict=True)
+    ):
+        parameters = sum(layer.parameters(config.parallel.tensor) for layer in layers)
+        rows.append(
+            [
+                str(rank),
+                f"{parameters:,}",
+                *(format_bytes(int(size)) for size in (*memory, memory.total)),
+                "|",
+                *(format_bytes(int(size)) for size in traffic),
+            ]
+        )
+    yield from _columns(rows)
+
+
+def _time_rows(found: Forecast) -> Iterator[str]:
+    yield f"a step takes {found.time.total:.2f} s"
+    meanings = {
+        "compute": "passes through layers, recomputation included",
+        "tensor": "sums over the tensor group",
+        "bubble": "waiting for other stages",
+        "data": "sum of the gradients over replicas",
+        "optimizer": "update, and gathering the new weights",
+    }
+    for name, meaning in meanings.items():
+        seconds: float = getattr(found.time, name)
+        yield f"  {name:<10} {seconds:7.2f} s {seconds / found.time.total:6.1%}  {meaning}"
+    speed = found.speed
+    yield (
+        f"{speed.tokens_per_second:,.0f} tokens/s; {speed.model_tflops:.1f} TFLOP/s a device for the model (MFU "
+        f"{speed.mfu:.1%}), {speed.hardware_tflops:.1f} with recomputation"
+    )
+
+
+def _cost_rows(config: TrainConfig, request: PlanConfig, found: Forecast, *, start: date) -> Iterator[str]:
+    hardware = request.hardware
+    energy = found.device_hours * hardware.device_watts / 1e6
+    yield f"the run takes {found.days:.1f} days, {found.device_hours:,.0f} device hours, {energy:,.0f} MWh"
+    seconds = {"blocked_seconds": request.blocked_seconds, "restart_seconds": request.restart_seconds}
+    best = save_interval(found, hardware, every_steps=None, **seconds)
+    interval = format_seconds(best.steps * found.time.total)
+    yield (
+        f"failures    about {best.failures:.0f}; saving every {best.steps} steps ({interval}) loses least, "
+        f"{best.lost_share:.2%} of the time"
+    )
+    if config.checkpoint.every_steps:
+        own = save_interval(found, hardware, every_steps=config.checkpoint.every_steps, **seconds)
+        yield f"            checkpoint.every_steps={own.steps} loses {own.lost_share:.2%}"
+    for milestone in plan_run(config, world_size=found.world_size).milestones:
+        day = start + timedelta(seconds=milestone.step * found.time.total)
+        yield f"milestone   {milestone.label:>8}  step {milestone.step:>9,}  {day.isoformat()}"
+
+
+def _columns(rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def _search(
+    config: TrainConfig, hardware: HardwareConfig, world_size: int, backend: AttentionBackend, *, top: int
+) -> int:
+    candidates = search(config, hardware, world_size=world_size, backend=backend)
+    working = [one for one in candidates if one.found is not None]
+    rows = [["", "step", "memory", "MFU", "layout"]]
+    for place, one in enumerate(working):
+        is_own = _is_same_layout(one.config, config)
+        if place >= top and not is_own:
+            continue
+        assert one.found is not None
+        memory = format_bytes(int(max(part.total for part in one.found.memory)))
+        mark = f"{'* ' if is_own else ''}{place + 1}"
+        rows.append([mark, f"{one.found.time.total:.2f} s", memory, f"{one.found.speed.mfu:.1%}", one.name])
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        print("  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+    print(f"{len(working)} layouts of {len(candidates)} work; * is the config's own. The others:")
+    reasons: dict[str, int] = {}
+    for one in candidates:
+        if one.reason:
+            kind = "needs more memory than there is" if one.reason.startswith("needs ") else one.reason
+            reasons[kind] = reasons.get(kind, 0) + 1
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+        print(f"{count:5}  {reason}")
+    return 0
+
+
+def _is_same_layout(one: TrainConfig, other: TrainConfig) -> bool:
+    return (one.parallel, one.engine) == (other.parallel, other.engine)
+
+
+def _picture(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> str:
+    parallel, batch = config.parallel, batch_plan(config, found.world_size)
+    link = links(config, hardware, world_size=found.world_size)
+    timeline = simulate(
+        config.engine.pipeline_schedule,
+        ranks=parallel.pipeline,
+        microbatches=batch.microbatches,
+        seconds=PassTimes(config, hardware, link),
+        transfer_seconds=transfer_seconds(config, link),
+    )
+    return pipeline_picture(
+        timeline,
+        found.memory,
+        device_bytes=hardware.device_memory_bytes,
+        title=f"{config.run.name}: {config.engine.pipeline_schedule.value}, {batch.microbatches} microbatches",
+        num_ranks=parallel.pipeline,
+    )
+
+
+def _record(found: Forecast) -> dict[str, object]:
+    return {
+        "devices": found.world_size,
+        "steps": found.steps,
+        "fits": found.fits,
+        "days": found.days,
+        "device_hours": found.device_hours,
+        "step_seconds": {**dataclasses.asdict(found.time), "total": found.time.total},
+        "speed": dataclasses.asdict(found.speed),
+        "memory_bytes": [{**parts._asdict(), "total": parts.total} for parts in found.memory],
+        "sent_bytes": [traffic._asdict() for traffic in found.traffic],
+    }

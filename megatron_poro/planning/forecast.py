@@ -1,0 +1,286 @@
+"""A run on a machine, in advance: memory, seconds of a step and where they go, days and what failures cost.
+
+What is exact is said where it is computed (:mod:`~megatron_poro.planning.layers`, ``traffic``, the order of work in
+``pipeline``). What is modelled is the time of a piece of work: floating-point operations over ``hardware.efficiency``
+of the peak, bytes over the bandwidth of their link, memory traffic of gradients over the memory's bandwidth.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_poro.config.derived import batch_plan
+from megatron_poro.config.hardware import HardwareConfig
+from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
+from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
+from megatron_poro.planning.layers import LayerSize, rank_layers, stage_layers, total_parameters
+from megatron_poro.planning.memory import MemoryParts, rank_memory
+from megatron_poro.planning.pipeline import Pass, step_seconds
+from megatron_poro.planning.traffic import (
+    Links,
+    Traffic,
+    activation_bytes,
+    links,
+    rank_traffic,
+    ring_bytes,
+    tensor_sums,
+)
+from megatron_poro.schedule.plan import plan_run
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step on the slowest rank; they add up to ``total``.
+
+    Attributes:
+        compute: passes through layers, recomputation included, of the rank that computes longest.
+        tensor: sums over the tensor group inside them.
+        bubble: waiting for other pipeline ranks, transfers included.
+        data: sum of the gradients over replicas, after the last backward pass, and of the tied matrix.
+        optimizer: the update, and gathering the new weights.
+    """
+
+    compute: float
+    tensor: float
+    bubble: float
+    data: float
+    optimizer: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of a step."""
+        return self.compute + self.tensor + self.bubble + self.data + self.optimizer
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What to expect of a run.
+
+    Attributes:
+        world_size: processes.
+        memory: of one process of each pipeline rank.
+        traffic: of one process of each pipeline rank, per step.
+        time: of a step.
+        speed: throughput.
+        steps: of the run.
+        fits: whether every process fits into its device.
+    """
+
+    world_size: int
+    memory: tuple[MemoryParts, ...]
+    traffic: tuple[Traffic, ...]
+    time: StepTime
+    speed: Throughput
+    steps: int
+    fits: bool
+
+    @property
+    def days(self) -> float:
+        """Days of computing, without stops."""
+        return self.steps * self.time.total / 86_400
+
+    @property
+    def device_hours(self) -> float:
+        """Devices times hours."""
+        return self.steps * self.time.total / 3600 * self.world_size
+
+
+class PassTimes:
+    """Seconds of a pass through a stage.
+
+    Args:
+        config: a valid config.
+        hardware: the machine.
+        link: of the tensor group.
+    """
+
+    def __init__(self, config: TrainConfig, hardware: HardwareConfig, link: Links) -> None:
+        self._config, self._link = config, link
+        self._stages = stage_layers(config)
+        self._flops_per_second = hardware.peak_tflops * 1e12 * hardware.efficiency
+        self._memory_bandwidth = hardware.memory_bandwidth
+
+        places = [(kind, stage) for kind in Pass for stage in range(len(self._stages))]
+        self._compute = {place: self._compute_seconds(*place) for place in places}
+        self._tensor = {place: self._tensor_seconds(*place) for place in places}
+
+    def compute(self, kind: Pass, stage: int) -> float:
+        """Without communication."""
+        return self._compute[kind, stage]
+
+    def tensor(self, kind: Pass, stage: int) -> float:
+        """Sums over the tensor group."""
+        return self._tensor[kind, stage]
+
+    def __call__(self, kind: Pass, stage: int) -> float:
+        return self._compute[kind, stage] + self._tensor[kind, stage]
+
+    def _compute_seconds(self, kind: Pass, stage: int) -> float:
+        config, layers = self._config, self._stages[stage]
+        tokens = config.engine.microbatch_samples * config.data.sequence_length
+        length, size = config.data.sequence_length, config.parallel.tensor
+        forward = sum(layer.forward_flops(tokens, length) for layer in layers)
+        if kind is Pass.FORWARD:
+            return forward / size / self._flops_per_second
+        again = _recomputed_flops(layers, config.engine.recompute, tokens, length)
+        # a gradient is read in the weights' format and added in fp32: 2 bytes read, 4 read, 4 written
+        accumulated = 10.0 * sum(layer.parameters(size) for layer in layers) / self._memory_bandwidth
+        return (2 * forward + again) / size / self._flops_per_second + accumulated
+
+    def _tensor_seconds(self, kind: Pass, stage: int) -> float:
+        size = self._config.parallel.tensor
+        if size == 1:
+            return 0.0
+        forward, backward = tensor_sums(self._stages[stage], self._config.engine.recompute)
+        each = ring_bytes(activation_bytes(self._config), size) / self._link.tensor + self._link.latency
+        return (forward if kind is Pass.FORWARD else backward) * each
+
+
+def forecast(
+    config: TrainConfig,
+    hardware: HardwareConfig,
+    *,
+    world_size: int,
+    backend: AttentionBackend = AttentionBackend.FLASH,
+) -> Forecast:
+    """Plans a run on a machine.
+
+    Args:
+        config: what ``config.validate`` accepts for this number of processes.
+        hardware: the machine.
+        world_size: processes, one per device.
+        backend: the attention kernel that will run.
+    """
+    batch, parallel = batch_plan(config, world_size), config.parallel
+    link = links(config, hardware, world_size=world_size)
+    passes = PassTimes(config, hardware, link)
+    pipeline_seconds, _ = step_seconds(
+        config.engine.pipeline_schedule,
+        ranks=parallel.pipeline,
+        microbatches=batch.microbatches,
+        seconds=passes,
+        transfer_seconds=transfer_seconds(config, link),
+    )
+    computing = [_busy(config, rank, batch.microbatches, passes) for rank in range(parallel.pipeline)]
+    compute, tensor = max(computing)
+    memory = tuple(rank_memory(config, world_size=world_size, backend=backend))
+    traffic = tuple(rank_traffic(config, world_size=world_size))
+    time = StepTime(
+        compute=compute,
+        tensor=tensor,
+        bubble=pipeline_seconds - compute - tensor,
+        **_after_the_pipeline(config, hardware, link, batch.data_size),
+    )
+    plan = plan_run(config, world_size=world_size)
+    model = config.model
+    flops = step_flops(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        sequence_length=config.data.sequence_length,
+        samples=batch.samples_per_step,
+        recompute=config.engine.recompute,
+    )
+    speed = SpeedOfRun(
+        flops, tokens_per_step=batch.tokens_per_step, devices=world_size, peak_tflops=hardware.peak_tflops
+    )
+    room = hardware.device_memory_bytes - hardware.reserved_bytes
+    return Forecast(
+        world_size=world_size,
+        memory=memory,
+        traffic=traffic,
+        time=time,
+        speed=speed.of(time.total),
+        steps=plan.total_steps,
+        fits=max(part.total for part in memory) <= room,
+    )
+
+
+def transfer_seconds(config: TrainConfig, link: Links) -> float:
+    """Time that a microbatch takes from one stage to the next."""
+    return activation_bytes(config) / link.pipeline + link.latency
+
+
+def _busy(config: TrainConfig, rank: int, microbatches: int, passes: PassTimes) -> tuple[float, float]:
+    """Seconds that a rank computes and sums over its tensor group in one step."""
+    ranks, total = config.parallel.pipeline, len(stage_layers(config))
+    stages = [rank] if total == ranks else [rank, total - 1 - rank]
+    compute = sum(passes.compute(kind, stage) for kind in Pass for stage in stages)
+    tensor = sum(passes.tensor(kind, stage) for kind in Pass for stage in stages)
+    return microbatches * compute, microbatches * tensor
+
+
+def _after_the_pipeline(config: TrainConfig, hardware: HardwareConfig, link: Links, data_size: int) -> dict[str, float]:
+    """What follows the last backward pass; nothing of it overlaps with the pipeline."""
+    size = config.parallel.tensor
+    parameters = max(sum(layer.parameters(size) for layer in layers) for layers in rank_layers(config))
+    reduce = ring_bytes(4.0 * parameters, data_size) / link.data
+    tie = 0.0
+    if config.parallel.pipeline > 1 and len(stage_layers(config)) == config.parallel.pipeline:
+        tie = 4.0 * config.model.vocab_size * config.model.hidden_size / size / link.pipeline
+    gather = (data_size - 1) / data_size * 2.0 * parameters / link.data
+    # norm and clipping read and write every gradient; the update reads and writes masters and moments
+    touched = 12.0 * parameters + 28.0 * parameters / data_size
+    return {"data": reduce + tie, "optimizer": touched / hardware.memory_bandwidth + gather}
+
+
+def _recomputed_flops(layers: Sequence[LayerSize], recompute: Recompute, tokens: int, length: int) -> float:
+    if recompute is Recompute.NONE:
+        return 0.0
+    blocks = [layer for layer in layers if layer.role.startswith("blocks")]
+    if recompute is Recompute.FULL:
+        return sum(layer.forward_flops(tokens, length) for layer in blocks)
+    return sum(2.0 * tokens * layer.attention * length for layer in blocks)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often to save.
+
+    Attributes:
+        steps: steps between two checkpoints.
+        lost_share: share of all time that goes to saving, to repeating what a failure undid, and to starting again.
+        failures: failures to expect in the run.
+    """
+
+    steps: int
+    lost_share: float
+    failures: float
+
+
+def save_interval(
+    found: Forecast,
+    hardware: HardwareConfig,
+    *,
+    blocked_seconds: float,
+    restart_seconds: float,
+    every_steps: int | None = None,
+) -> Interval:
+    """The interval between checkpoints that loses least, or what a given one loses.
+
+    Args:
+        found: the run.
+        hardware: how often its nodes fail.
+        blocked_seconds: how long training waits for one save.
+        restart_seconds: from a failure to the first step of the next job.
+        every_steps: judge this interval instead of looking for the best.
+
+    Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
+    """
+    nodes = math.ceil(found.world_size / hardware.devices_per_node)
+    mean_seconds = 365 * 86_400 / (nodes * hardware.node_failures_per_year)
+    best = math.sqrt(2 * max(blocked_seconds, 1e-3) * mean_seconds) / found.time.total
+    steps = max(1, round(best)) if every_steps is None else every_steps
+    interval = steps * found.time.total
+    lost = blocked_seconds / interval + (interval / 2 + restart_seconds) / mean_seconds
+    return Interval(steps, lost, found.steps * found.time.total / mean_seconds)
+
+
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """Masters and two moments in fp32."""
+    return 12 * total_parameters(config.model)
+
+
+def export_bytes(config: TrainConfig) -> int:
+    """A Hugging Face model in bf16."""
+    return 2 * total_parameters(config.model)

@@ -1,0 +1,90 @@
+"""The layers of a model as numbers: parameters, multiply-adds and kept activations of each, for one tensor rank.
+
+The same list as :mod:`megatron_poro.models` builds, without building it; a test holds the two against each other.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_poro.config.derived import num_stages
+from megatron_poro.config.model import BloomConfig
+from megatron_poro.config.run import StageSplit, TrainConfig
+from megatron_poro.parallel.stages import stage_boundaries, weigh
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """One layer.
+
+    Attributes:
+        role: its name in the plan of the model.
+        cut: parameters that tensor ranks share out.
+        whole: parameters that every tensor rank holds alike.
+        products: multiply-adds per token of the forward pass, over all tensor ranks, without the attention matrix.
+        attention: multiply-adds per token and per token of context of the two products with the attention matrix.
+        counts: whether it counts when stages are balanced by number of layers.
+    """
+
+    role: str
+    cut: int = 0
+    whole: int = 0
+    products: int = 0
+    attention: int = 0
+    counts: bool = False
+
+    def parameters(self, tensor_size: int) -> int:
+        """Parameters that one tensor rank holds."""
+        return self.cut // tensor_size + self.whole
+
+    def forward_flops(self, tokens: int, sequence_length: int) -> float:
+        """Floating-point operations of a forward pass over so many tokens, over all tensor ranks."""
+        return 2.0 * tokens * (self.products + self.attention * sequence_length)
+
+
+def model_layers(model: BloomConfig) -> list[LayerSize]:
+    """The layers of a BLOOM model, first to last; the tied head holds a copy of the embedding."""
+    h, v = model.hidden_size, model.vocab_size
+    block = {
+        # qkv and its bias, out; up and its bias, down
+        "cut": 3 * h * h + 3 * h + h * h + 4 * h * h + 4 * h + 4 * h * h,
+        # two norms, and the biases of the two row-parallel layers
+        "whole": 4 * h + 2 * h,
+        "products": 12 * h * h,
+        "attention": 2 * h,
+    }
+    return [
+        LayerSize("embedding", cut=v * h, counts=True),
+        LayerSize("embedding_norm", whole=2 * h),
+        *(LayerSize(f"blocks.{number}", counts=True, **block) for number in range(model.num_layers)),
+        LayerSize("final_norm", whole=2 * h),
+        LayerSize("head", cut=v * h, products=v * h, counts=True),
+    ]
+
+
+def stage_layers(config: TrainConfig) -> list[list[LayerSize]]:
+    """The layers of each stage in the order of the model; DualPipeV has two stages for each pipeline rank."""
+    layers = model_layers(config.model)
+    costs: Sequence[tuple[float, bool]] = [(float(layer.products), layer.counts) for layer in layers]
+    weights = weigh(costs, by_cost=config.parallel.stage_split is StageSplit.COST)
+    bounds = _boundaries(tuple(weights), num_stages(config))
+    return [layers[first:last] for first, last in itertools.pairwise(bounds)]
+
+
+@functools.lru_cache(maxsize=256)  # a search asks for the same cut again and again
+def _boundaries(weights: tuple[float, ...], num_stages: int) -> tuple[int, ...]:
+    return stage_boundaries(weights, num_stages)
+
+
+def rank_layers(config: TrainConfig) -> list[list[LayerSize]]:
+    """The layers that each pipeline rank holds: its stage, and under DualPipeV the mirrored one as well."""
+    stages, ranks = stage_layers(config), config.parallel.pipeline
+    if len(stages) == ranks:
+        return stages
+    return [stages[rank] + stages[-1 - rank] for rank in range(ranks)]
+
+
+def total_parameters(model: BloomConfig) -> int:
+    """Parameters of the model, the tied matrix once."""
+    return sum(layer.parameters(1) for layer in model_layers(model) if layer.role != "head")

@@ -1,0 +1,161 @@
+"""How many bytes one process of each pipeline rank needs, part by part.
+
+What is kept of a block for its backward pass is counted tensor by tensor, as autograd saves them (a test compares the
+count with what autograd reports). Sizes are per tensor rank, in bytes; ``t`` is the tensor size.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megatron_poro.config.derived import batch_plan
+from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
+from megatron_poro.planning.layers import LayerSize, rank_layers, stage_layers
+from megatron_poro.planning.pipeline import most_kept, work_order
+
+_FP32 = 4
+_FLASH_COLUMNS = 8
+
+
+class MemoryParts(NamedTuple):
+    """Bytes of one process.
+
+    Attributes:
+        weights: the numbers that layers compute with.
+        gradients: accumulated in fp32.
+        optimizer: this process's part of masters and two moments, fp32.
+        activations: what forward passes have left for backward passes, at the worst moment.
+        recomputed: what one block keeps while it is computed a second time.
+        head: logits, their probabilities and their gradient, where the loss is.
+        constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    recomputed: float
+    head: float
+    constants: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class TensorSizes:
+    """What the tensors of a microbatch are made of, on one tensor rank.
+
+    Attributes:
+        tokens: of a microbatch.
+        hidden: width of the residual stream.
+        heads: attention heads of the model.
+        tensor: tensor ranks.
+        length: tokens of a sample.
+        item: bytes of a number in the format of the weights.
+    """
+
+    tokens: int
+    hidden: int
+    heads: int
+    tensor: int
+    length: int
+    item: int
+
+    def block(self, backend: AttentionBackend, *, selective: bool) -> float:
+        """Bytes that a block keeps for its backward pass."""
+        h, t = self.hidden, self.tensor
+        # of each norm its input, its output (input of the next product), mean and deviation
+        norms = 2 * (2 * h + 2) * self.item
+        # up's output (input of GELU), GELU's output (input of down), attended heads (input of out)
+        products = (4 * h / t + 4 * h / t + h / t) * self.item
+        kept = self.tokens * (norms + products)
+        return kept + (self.tokens * 3 * h / t * self.item if selective else self.attention(backend))
+
+    def attention(self, backend: AttentionBackend) -> float:
+        """Bytes that the attention core keeps."""
+        h, t, n = self.hidden, self.tensor, self.heads / self.tensor
+        if backend is AttentionBackend.FLASH:
+            wide = h / t + n * _FLASH_COLUMNS
+            # queries, keys and values with their extra columns, the output as wide, the normaliser in fp32
+            return self.tokens * (4 * wide * self.item + n * _FP32)
+        if backend is AttentionBackend.SDPA:
+            # with a bias torch computes in fp32 step by step: queries, keys, values, and the weights of every pair
+            return self.tokens * (3 * h / t + n * self.length) * _FP32
+        # queries, keys, values; the weights of every pair in fp32, and rounded where that is another format
+        rounded = self.item if self.item != _FP32 else 0
+        return self.tokens * (3 * h / t * self.item + n * self.length * (_FP32 + rounded))
+
+    def constants(self, backend: AttentionBackend) -> float:
+        """Bytes of what all blocks of a process share: the bias, and which pairs are hidden."""
+        if backend is AttentionBackend.FLASH:
+            return 0.0
+        return self.length**2 * (self.heads / self.tensor * _FP32 + 1)
+
+
+def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBackend) -> list[MemoryParts]:
+    """Bytes that one process of each pipeline rank needs.
+
+    Args:
+        config: a valid config.
+        world_size: number of processes.
+        backend: the attention kernel that will run, not ``auto``.
+    """
+    batch, parallel, model = batch_plan(config, world_size), config.parallel, config.model
+    item = 2 if config.engine.precision is Precision.BF16 else _FP32
+    tokens = config.engine.microbatch_samples * config.data.sequence_length
+    sizes = TensorSizes(tokens, model.hidden_size, model.num_heads, parallel.tensor, config.data.sequence_length, item)
+    recompute = config.engine.recompute
+    whole_block = sizes.block(backend, selective=False)
+    kept_block = {
+        Recompute.NONE: whole_block,
+        Recompute.SELECTIVE: sizes.block(backend, selective=True),
+        Recompute.FULL: float(tokens * model.hidden_size * item),
+    }[recompute]
+    again = {
+        Recompute.NONE: 0.0,
+        Recompute.SELECTIVE: sizes.attention(backend),
+        Recompute.FULL: whole_block,
+    }[recompute]
+
+    stages = stage_layers(config)
+    found = []
+    for rank, layers in enumerate(rank_layers(config)):
+        # what is held no longer grows once the pipeline is full
+        few = min(batch.microbatches, 4 * parallel.pipeline)
+        order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
+        left_behind = {stage: _kept(stages[stage], kept_block, sizes) for stage in {work.stage for work in order}}
+        parameters = sum(layer.parameters(parallel.tensor) for layer in layers)
+        logits = tokens * model.vocab_size / parallel.tensor if layers[-1].role == "head" else 0.0
+        found.append(
+            MemoryParts(
+                weights=float(parameters * item),
+                gradients=float(parameters * _FP32),
+                optimizer=_optimizer(config, parameters, batch.data_size),
+                activations=most_kept(order, left_behind),
+                recomputed=again if any(layer.role.startswith("blocks") for layer in layers) else 0.0,
+                # logits and their gradient in the weights' format, probabilities in fp32
+                head=logits * (2 * item + _FP32),
+                constants=sizes.constants(backend),
+            )
+        )
+    return found
+
+
+def _optimizer(config: TrainConfig, parameters: int, data_size: int) -> float:
+    """In bf16 masters and moments are cut over the replicas; in fp32 the weights are the masters, moments are whole."""
+    if config.engine.precision is Precision.FP32:
+        return 2.0 * _FP32 * parameters
+    return 3.0 * _FP32 * parameters / data_size
+
+
+def _kept(layers: list[LayerSize], block: float, sizes: TensorSizes) -> float:
+    """Bytes that one microbatch leaves behind on a stage, logits not included."""
+    blocks = sum(layer.role.startswith("blocks") for layer in layers)
+    width = sizes.tokens * sizes.hidden * sizes.item
+    ends = sum(
+        {"embedding": 8 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
+        for layer in layers
+    )
+    return blocks * block + ends

@@ -1,0 +1,214 @@
+"""A step of the pipeline, instruction by instruction: who computes what when, who waits, who holds how much.
+
+The orders are those of the schedules that run (a test compares them with DeepSpeed's own), the times are put in from
+outside. So a bubble is what is left over on the clock, not a formula.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from megatron_poro.config.run import PipelineSchedule
+
+
+class Pass(str, Enum):
+    """Direction of a piece of work."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+class Work(NamedTuple):
+    """One pass of one microbatch through one stage.
+
+    Attributes:
+        kind: forward or backward.
+        stage: position in the model; under DualPipeV a rank has two.
+        microbatch: number within the step.
+    """
+
+    kind: Pass
+    stage: int
+    microbatch: int
+
+
+@dataclass(frozen=True)
+class TimedWork:
+    """Work on the clock of a step, in seconds since its start."""
+
+    work: Work
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A step.
+
+    Attributes:
+        ranks: what each pipeline rank does, in order.
+        seconds: when the last one has finished.
+    """
+
+    ranks: tuple[tuple[TimedWork, ...], ...]
+    seconds: float
+
+    def busy_seconds(self, rank: int) -> float:
+        """Time that a rank computes."""
+        return sum(timed.end - timed.start for timed in self.ranks[rank])
+
+    @property
+    def bubble(self) -> float:
+        """Share of all ranks' time in which they wait."""
+        busy = sum(self.busy_seconds(rank) for rank in range(len(self.ranks)))
+        return 1.0 - busy / (self.seconds * len(self.ranks))
+
+
+def num_stages(schedule: PipelineSchedule, ranks: int) -> int:
+    """Stages of a pipeline of so many ranks."""
+    return ranks * (2 if schedule is PipelineSchedule.DUALPIPEV else 1)
+
+
+def stage_rank(schedule: PipelineSchedule, ranks: int, stage: int) -> int:
+    """The rank that computes a stage: DualPipeV folds the model so that its two ends meet on rank 0."""
+    return stage if stage < ranks else num_stages(schedule, ranks) - 1 - stage
+
+
+def work_order(schedule: PipelineSchedule, *, ranks: int, rank: int, microbatches: int) -> list[Work]:
+    """What a rank computes in one step, in order.
+
+    Source: 1F1B, Narayanan et al. 2019 (PipeDream-Flush, arXiv:2006.09503); DualPipeV, DeepSeek-V3 (arXiv:2412.19437),
+    as DeepSpeed runs them, weight gradients inside the backward pass.
+    """
+    if schedule is PipelineSchedule.DUALPIPEV:
+        return _dualpipev(ranks, rank, microbatches)
+    warmup = min(ranks - rank - 1, microbatches)
+    order = [Work(Pass.FORWARD, rank, number) for number in range(warmup)]
+    for number in range(microbatches):
+        if warmup + number < microbatches:
+            order.append(Work(Pass.FORWARD, rank, warmup + number))
+        order.append(Work(Pass.BACKWARD, rank, number))
+    return order
+
+
+def _dualpipev(ranks: int, rank: int, microbatches: int) -> list[Work]:
+    """Letters are passes, digits the half of the model: F1 is a forward pass of the second half."""
+    before = ranks - rank - 1
+    pattern = "F0 " * (2 * before)
+    pattern += "F0 F1 " * (rank + 1)
+    pattern += "B1 F1 " * before
+    pattern += "F0 B1 F1 B0 " * (microbatches - 2 * ranks + rank + 1)
+    pattern += "B1 F1 B0 " * before
+    pattern += "B1 B0 " * (rank + 1)
+    pattern += "B0 " * before
+    stages = (rank, 2 * ranks - 1 - rank)
+    done: dict[str, int] = {}
+    order = []
+    for token in pattern.split():
+        number = done.get(token, 0)
+        done[token] = number + 1
+        order.append(Work(Pass.FORWARD if token[0] == "F" else Pass.BACKWARD, stages[int(token[1])], number))
+    return order
+
+
+def simulate(
+    schedule: PipelineSchedule,
+    *,
+    ranks: int,
+    microbatches: int,
+    seconds: Callable[[Pass, int], float],
+    transfer_seconds: float = 0.0,
+) -> Timeline:
+    """Runs a step on the clock.
+
+    Args:
+        schedule: the order of work.
+        ranks: pipeline ranks.
+        microbatches: of one replica.
+        seconds: time of a pass through a stage.
+        transfer_seconds: time to send what a pass has made to another rank; the sender waits for it.
+    """
+    last_stage = num_stages(schedule, ranks) - 1
+    orders = [work_order(schedule, ranks=ranks, rank=rank, microbatches=microbatches) for rank in range(ranks)]
+    arrived: dict[Work, float] = {}
+    timelines: list[list[TimedWork]] = [[] for _ in range(ranks)]
+    position, free = [0] * ranks, [0.0] * ranks
+    waiting = sum(map(len, orders))
+    while waiting:
+        before = waiting
+        for rank, order in enumerate(orders):
+            while position[rank] < len(order):
+                work = order[position[rank]]
+                needed = _needs(work, last_stage)
+                if needed is not None and needed not in arrived:
+                    break
+                start = max(free[rank], 0.0 if needed is None else arrived[needed])
+                end = start + seconds(work.kind, work.stage)
+                follower = _followed_by(work, last_stage)
+                leaves = follower is not None and stage_rank(schedule, ranks, follower) != rank
+                # a rank sends before it goes on, and the other one has it when it is sent
+                free[rank] = arrived[work] = end + (transfer_seconds if leaves else 0.0)
+                timelines[rank].append(TimedWork(work, start, end))
+                position[rank] += 1
+                waiting -= 1
+        assert waiting < before, f"{schedule.value} with {ranks} ranks and {microbatches} microbatches waits for itself"
+    return Timeline(tuple(map(tuple, timelines)), max(free))
+
+
+def step_seconds(
+    schedule: PipelineSchedule,
+    *,
+    ranks: int,
+    microbatches: int,
+    seconds: Callable[[Pass, int], float],
+    transfer_seconds: float = 0.0,
+) -> tuple[float, float]:
+    """Seconds of a step and the share of them that ranks wait; as :func:`simulate`, and quick for any number.
+
+    Once a pipeline is full each further microbatch takes as long as the slowest rank needs for it. So a few times as
+    many microbatches as ranks are simulated, twice, and the difference is carried on.
+    """
+    few = 6 * ranks
+    options = {"ranks": ranks, "seconds": seconds, "transfer_seconds": transfer_seconds}
+    if microbatches <= few + ranks:
+        timeline = simulate(schedule, microbatches=microbatches, **options)  # type: ignore[arg-type]
+        return timeline.seconds, timeline.bubble
+    shorter = simulate(schedule, microbatches=few, **options)  # type: ignore[arg-type]
+    longer = simulate(schedule, microbatches=few + ranks, **options)  # type: ignore[arg-type]
+    each = (longer.seconds - shorter.seconds) / ranks
+    total = longer.seconds + (microbatches - few - ranks) * each
+    busy = sum(longer.busy_seconds(rank) for rank in range(ranks)) / (few + ranks) * microbatches
+    return total, 1.0 - busy / (total * ranks)
+
+
+def most_kept(order: Sequence[Work], per_microbatch: Mapping[int, float]) -> float:
+    """Most that a rank holds at a time of what forward passes leave behind for their backward passes.
+
+    Args:
+        order: the rank's work.
+        per_microbatch: what one microbatch leaves behind on each of the rank's stages, in any unit; a stage that is not
+            there leaves nothing.
+    """
+    held = most = 0.0
+    for work in order:
+        left = per_microbatch.get(work.stage, 0.0)
+        held += left if work.kind is Pass.FORWARD else -left
+        most = max(most, held)
+    return most
+
+
+def _needs(work: Work, last_stage: int) -> Work | None:
+    """What must be finished before."""
+    if work.kind is Pass.FORWARD:
+        return None if work.stage == 0 else Work(Pass.FORWARD, work.stage - 1, work.microbatch)
+    if work.stage == last_stage:
+        return Work(Pass.FORWARD, last_stage, work.microbatch)
+    return Work(Pass.BACKWARD, work.stage + 1, work.microbatch)
+
+
+def _followed_by(work: Work, last_stage: int) -> int | None:
+    """The stage that gets what this work has made; ``None`` for what stays."""
+    if work.kind is Pass.FORWARD:
+        return work.stage + 1 if work.stage < last_stage else None
+    return work.stage - 1 if work.stage > 0 else None

@@ -1,0 +1,112 @@
+"""All layouts of a model on a number of devices, by predicted time, with the reason for each that is out."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_poro.config.hardware import HardwareConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, StageSplit, TrainConfig
+from megatron_poro.config.validate import validate
+from megatron_poro.errors import PoroError
+from megatron_poro.planning.forecast import Forecast, forecast
+from megatron_poro.planning.memory import rank_memory
+from megatron_poro.units import format_bytes
+
+MICROBATCH_SAMPLES = (1, 2, 4, 8)
+LONGEST_PIPELINE = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layout.
+
+    Attributes:
+        config: the run with this layout.
+        found: what to expect of it; ``None`` for a layout that is out.
+        reason: why it is out; empty if it is not.
+    """
+
+    config: TrainConfig
+    found: Forecast | None
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The settings in which candidates differ, as one types them."""
+        parallel, engine = self.config.parallel, self.config.engine
+        words = [
+            f"parallel.tensor={parallel.tensor}",
+            f"parallel.pipeline={parallel.pipeline}",
+            f"parallel.data={parallel.data}",
+            f"engine.microbatch_samples={engine.microbatch_samples}",
+            f"engine.pipeline_schedule={engine.pipeline_schedule.value}",
+            f"engine.recompute={engine.recompute.value}",
+            f"parallel.stage_split={parallel.stage_split.value}",
+        ]
+        return " ".join(words)
+
+
+def search(
+    config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend
+) -> list[Candidate]:
+    """Every layout of the run on so many devices: those that work first, the fastest at the top.
+
+    Args:
+        config: a valid config; its layout does not matter, its global batch stays what it is.
+        hardware: the machine.
+        world_size: devices, all of which are used.
+        backend: the attention kernel that will run.
+    """
+    candidates = [
+        _judge(one, hardware, world_size=world_size, backend=backend) for one in _layouts(config, hardware, world_size)
+    ]
+    return sorted(candidates, key=lambda one: one.found.time.total if one.found else math.inf)
+
+
+def _layouts(config: TrainConfig, hardware: HardwareConfig, world_size: int) -> Iterator[TrainConfig]:
+    heads, layers = config.model.num_heads, config.model.num_layers
+    batch = config.schedule.global_batch_samples
+    for tensor in _divisors(hardware.devices_per_node):
+        if heads % tensor or config.model.vocab_size % tensor:
+            continue
+        for pipeline in range(1, min(layers + 2, LONGEST_PIPELINE) + 1):
+            if world_size % (tensor * pipeline):
+                continue
+            data = world_size // (tensor * pipeline)
+            for samples in MICROBATCH_SAMPLES:
+                if batch % (data * samples):
+                    continue
+                yield from _variants(config, tensor, pipeline, data, samples)
+
+
+def _variants(config: TrainConfig, tensor: int, pipeline: int, data: int, samples: int) -> Iterator[TrainConfig]:
+    microbatches = config.schedule.global_batch_samples // (data * samples)
+    for schedule in PipelineSchedule:
+        if schedule is PipelineSchedule.DUALPIPEV and (pipeline == 1 or microbatches < 2 * pipeline):
+            continue
+        for recompute in Recompute:
+            for split in StageSplit if pipeline > 1 else (config.parallel.stage_split,):
+                parallel = dataclasses.replace(
+                    config.parallel, tensor=tensor, pipeline=pipeline, data=data, stage_split=split
+                )
+                engine = dataclasses.replace(
+                    config.engine, microbatch_samples=samples, pipeline_schedule=schedule, recompute=recompute
+                )
+                yield dataclasses.replace(config, parallel=parallel, engine=engine)
+
+
+def _judge(config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend) -> Candidate:
+    try:
+        validate(config, world_size=world_size)
+        needed = max(part.total for part in rank_memory(config, world_size=world_size, backend=backend))
+    except PoroError as error:
+        return Candidate(config, None, str(error).splitlines()[0])
+    room = hardware.device_memory_bytes - hardware.reserved_bytes
+    if needed > room:
+        return Candidate(config, None, f"needs {format_bytes(int(needed))}, {format_bytes(room)} are there")
+    return Candidate(config, forecast(config, hardware, world_size=world_size, backend=backend))
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

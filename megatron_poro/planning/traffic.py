@@ -1,0 +1,136 @@
+"""What processes send each other in a step, in bytes of one process by kind, and how long a link takes for it."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megatron_poro.config.derived import batch_plan, num_stages
+from megatron_poro.config.hardware import HardwareConfig
+from megatron_poro.config.run import Precision, Recompute, TrainConfig
+from megatron_poro.planning.layers import LayerSize, rank_layers
+
+
+class Traffic(NamedTuple):
+    """Bytes that one process sends in one step.
+
+    Attributes:
+        tensor: sums over the tensor group.
+        pipeline: activations and their gradients to neighbours.
+        data: gradients summed over replicas, and updated weights gathered from them.
+        tie: gradients of the tied matrix between the two ends of the pipeline.
+    """
+
+    tensor: float
+    pipeline: float
+    data: float
+    tie: float
+
+    @property
+    def total(self) -> float:
+        """All kinds."""
+        return sum(self)
+
+
+def ring_bytes(size: float, members: int) -> float:
+    """Bytes each member of a ring sends to sum a tensor of ``size`` bytes over all: reduce-scatter, then all-gather."""
+    return 2.0 * (members - 1) / members * size
+
+
+def tensor_sums(layers: list[LayerSize], recompute: Recompute) -> tuple[int, int]:
+    """Sums over the tensor group that a microbatch needs on a stage: in the forward and in the backward pass.
+
+    Every block sums its two outputs forward, and the gradients of its two inputs backward; recomputation of whole
+    blocks repeats the forward ones. The embedding sums once forward, the head once backward.
+    """
+    blocks = sum(layer.role.startswith("blocks") for layer in layers)
+    roles = {layer.role for layer in layers}
+    forward = 2 * blocks + ("embedding" in roles)
+    backward = 2 * blocks + ("head" in roles)
+    return forward, backward + (2 * blocks if recompute is Recompute.FULL else 0)
+
+
+def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
+    """Bytes that one process of each pipeline rank sends in one step."""
+    batch, parallel = batch_plan(config, world_size), config.parallel
+    ranks, last = rank_layers(config), parallel.pipeline - 1
+    item = 2 if config.engine.precision is Precision.BF16 else 4
+    width = activation_bytes(config)
+    found = []
+    for rank, layers in enumerate(ranks):
+        sums = sum(tensor_sums(layers, config.engine.recompute))
+        parameters = sum(layer.parameters(parallel.tensor) for layer in layers)
+        neighbours = (rank > 0) + (rank < last)
+        folded = sum(layer.role in ("embedding", "head") for layer in layers) == 2
+        gathered = (batch.data_size - 1) / batch.data_size * parameters * item if item == 2 else 0.0
+        tied = any(layer.role in ("embedding", "head") for layer in layers) and not folded
+        found.append(
+            Traffic(
+                tensor=batch.microbatches * sums * ring_bytes(width, parallel.tensor),
+                # activations to one neighbour, gradients to the other; a rank with two stages does both twice
+                pipeline=batch.microbatches * width * neighbours * _stages_per_rank(config),
+                data=ring_bytes(4.0 * parameters, batch.data_size) + gathered,
+                tie=ring_bytes(4.0 * config.model.vocab_size * config.model.hidden_size / parallel.tensor, 2)
+                if tied
+                else 0.0,
+            )
+        )
+    return found
+
+
+def activation_bytes(config: TrainConfig) -> float:
+    """Bytes of one microbatch between two layers."""
+    item = 2 if config.engine.precision is Precision.BF16 else 4
+    tokens = config.engine.microbatch_samples * config.data.sequence_length
+    return float(tokens * config.model.hidden_size * item)
+
+
+def _stages_per_rank(config: TrainConfig) -> int:
+    return num_stages(config) // config.parallel.pipeline
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bandwidths of the three kinds of groups, for processes numbered tensor first, then data, then pipeline.
+
+    Attributes:
+        tensor: bytes per second that one process of a tensor group sends.
+        pipeline: between neighbours of a pipeline.
+        data: that one process of a data group sends.
+        latency: seconds of a message beside its bytes.
+    """
+
+    tensor: float
+    pipeline: float
+    data: float
+    latency: float
+
+
+def links(config: TrainConfig, hardware: HardwareConfig, *, world_size: int) -> Links:
+    """Which link each kind of group uses.
+
+    A ring over several nodes enters and leaves each of them once, and shares the node's network with the other rings
+    there: with the members of a data group side by side, those are the tensor ranks.
+    """
+    parallel, data_size = config.parallel, batch_plan(config, world_size).data_size
+    node = hardware.devices_per_node
+    network_of_node = hardware.network_bandwidth * node
+    tensor = _within(parallel.tensor, hardware)
+    data_span = parallel.tensor * data_size
+    if data_span <= node:
+        data = _within(data_span, hardware)
+    else:
+        rings = parallel.tensor if parallel.tensor < node else node
+        data = min(hardware.node_bandwidth, network_of_node / rings)
+    crosses = world_size > node and parallel.pipeline > 1 and data_span * 2 > node
+    return Links(
+        tensor=tensor,
+        pipeline=hardware.network_bandwidth if crosses else hardware.node_bandwidth,
+        data=data,
+        latency=hardware.latency_seconds,
+    )
+
+
+def _within(members: int, hardware: HardwareConfig) -> float:
+    """Bandwidth of a group of neighbours."""
+    if members <= hardware.devices_per_module:
+        return hardware.module_bandwidth
+    return hardware.node_bandwidth if members <= hardware.devices_per_node else hardware.network_bandwidth

@@ -1,0 +1,122 @@
+"""What a plan predicts: sums that add up, known traffic, published runs, and layouts that are out."""
+
+import dataclasses
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from megatron_poro.cli.main import main
+from megatron_poro.config.load import load_config
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
+from megatron_poro.planning.forecast import checkpoint_bytes, export_bytes, forecast, save_interval
+from megatron_poro.planning.search import search
+from megatron_poro.planning.traffic import rank_traffic
+from tests.unit.planning.configs import lumi_g, poro, small
+
+
+def published_33b() -> TrainConfig:
+    """The run whose speed ``hardware.efficiency`` of LUMI-G stands for: 64.8 TFLOP/s per GCD on 64 of them."""
+    return load_config(
+        [
+            "experiment=poro_34b",
+            "model.num_layers=60",
+            "model.hidden_size=6656",
+            "model.num_heads=52",
+            "model.vocab_size=50432",
+            "engine.microbatch_samples=2",
+            "schedule.global_batch_samples=1024",
+            "parallel.data=8",
+        ]
+    )
+
+
+def test_the_calibration_run_is_predicted_at_its_published_speed() -> None:
+    found = forecast(published_33b(), lumi_g(), world_size=64)
+    assert found.speed.hardware_tflops == pytest.approx(64.8, rel=0.01)
+
+
+def test_poro_34b_is_predicted_near_its_published_speed_and_memory() -> None:
+    found = forecast(poro(), lumi_g(), world_size=1024)
+    assert found.speed.hardware_tflops == pytest.approx(48.46, rel=0.12), "nothing of this run was put in"
+    assert found.fits
+    assert found.steps == 238_418
+    assert (checkpoint_bytes(poro()), export_bytes(poro())) == (410_603_397_120, 68_433_899_520)
+
+
+def test_the_parts_of_a_step_add_up_and_a_slower_machine_is_slower() -> None:
+    config, machine = poro(), lumi_g()
+    time = forecast(config, machine, world_size=1024).time
+    assert time.total == pytest.approx(sum(dataclasses.asdict(time).values()))
+    assert min(dataclasses.asdict(time).values()) > 0
+    for key in ("efficiency", "module_bandwidth", "network_bandwidth", "memory_bandwidth"):
+        slower = dataclasses.replace(machine, **{key: getattr(machine, key) / 2})
+        assert forecast(config, slower, world_size=1024).time.total > time.total, key
+
+
+def test_traffic_is_what_rings_send() -> None:
+    config = small(num_layers=4, tensor=2, pipeline=2, data=2)
+    config.engine.recompute = Recompute.NONE
+    first, last = rank_traffic(config, world_size=8)
+    microbatches = config.schedule.global_batch_samples // (2 * config.engine.microbatch_samples)
+    width = 2 * config.engine.microbatch_samples * config.data.sequence_length * config.model.hidden_size
+    assert first.tensor == microbatches * width * (4 * 2 + 1), "four sums a block, one for the embedding; a ring of two"
+    assert last.tensor == microbatches * width * (4 * 2 + 1), "and one for the head"
+    assert first.pipeline == last.pipeline == microbatches * width
+    assert first.tie == last.tie == 4 * config.model.vocab_size * config.model.hidden_size / 2
+
+
+def test_more_recomputation_is_less_memory_and_more_time() -> None:
+    found = {}
+    for recompute in Recompute:
+        config = poro()
+        config.engine.recompute = recompute
+        found[recompute] = forecast(config, lumi_g(), world_size=1024)
+    memory = [max(part.total for part in found[mode].memory) for mode in (Recompute.NONE, Recompute.FULL)]
+    assert memory[0] > memory[1]
+    assert found[Recompute.NONE].time.total < found[Recompute.SELECTIVE].time.total < found[Recompute.FULL].time.total
+
+
+def test_the_best_interval_between_saves_loses_least() -> None:
+    found = forecast(poro(), lumi_g(), world_size=1024)
+    options = {"blocked_seconds": 5.0, "restart_seconds": 900.0}
+    best = save_interval(found, lumi_g(), **options)
+    for steps in (best.steps // 2, best.steps * 2):
+        assert save_interval(found, lumi_g(), every_steps=steps, **options).lost_share > best.lost_share
+
+
+def test_search_ranks_what_fits_and_says_why_the_rest_is_out() -> None:
+    config = poro()
+    tight = dataclasses.replace(lumi_g(), device_memory_bytes=40_000_000_000)
+    config.schedule.global_batch_samples = 64
+    found = search(config, tight, world_size=32, backend=AttentionBackend.FLASH)
+    working = [one for one in found if one.found is not None]
+    assert working == found[: len(working)]
+    times = [one.found.time.total for one in working if one.found is not None]
+    assert times == sorted(times)
+    room = tight.device_memory_bytes - tight.reserved_bytes
+    for one in found:
+        if one.found is None:
+            assert one.reason
+        else:
+            assert max(part.total for part in one.found.memory) <= room
+    assert any("needs" in one.reason for one in found)
+    assert {one.config.engine.pipeline_schedule for one in working} == set(PipelineSchedule)
+
+
+def test_the_command_prints_the_plan_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "step.svg"
+    words = ["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=128", "--start", "2026-01-01"]
+    assert main([*words, "--picture", str(picture)]) == 0
+    text = capsys.readouterr().out
+    assert "34,216,949,760 parameters" in text
+    assert "4,467,309,056" in text
+    assert "100B  step    23,841  2026-01-0" in text
+    root = ElementTree.fromstring(picture.read_text())
+    bars = [e for e in root.iter("{http://www.w3.org/2000/svg}title") if "microbatch" in (e.text or "")]
+    assert len(bars) == 4 * 16 * 2
+
+
+def test_a_layout_that_does_not_fit_the_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=100"]) == 2
+    assert "parallel.data" in capsys.readouterr().err
