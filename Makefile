@@ -3,6 +3,7 @@
 #   make smoke    train a small BLOOM on 4 processes of this machine, stop, resume, export, prove the export
 #   make test     run all tests
 #   make check    lint, types, import contracts
+#   make compatibility   exported models and tokenizers in an older transformers, in an environment of its own
 #   make lowest   the tests on the oldest releases of the dependencies that are allowed, in .venv-lowest
 #
 # Variables:
@@ -24,7 +25,7 @@ LOG := $(VENV)/setup.log
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: smoke test check lowest setup clean
+.PHONY: smoke test check compatibility lowest setup clean
 MAKEFLAGS += --no-print-directory
 
 # $(call phase,what it is,command): one line; the command's output only if it fails.
@@ -41,6 +42,10 @@ check: $(READY)
 	@echo "format"; $(VENV)/bin/ruff format --quiet --check .
 	@echo "types"; $(VENV)/bin/mypy --no-error-summary
 	@echo "import contracts"; report=$$($(VENV)/bin/lint-imports --no-cache 2>&1) || { echo "$$report"; exit 1; }
+
+compatibility: $(READY)
+	@$(PY) -m tests.compatibility.tokenizer
+	@$(PY) -m tests.compatibility.model
 
 # DualPipeV needs a newer DeepSpeed than the lowest one
 lowest:
