@@ -7,6 +7,7 @@ any trial failed.
 
 import argparse
 import json
+import logging
 import platform
 import random
 import sys
@@ -56,6 +57,7 @@ def main() -> int:
     """Runs the campaigns one after the other; returns the exit code."""
     arguments = _arguments()
     torch.set_num_threads(1)  # the processes of a run are forked from this one
+    logging.getLogger("megatron_poro").setLevel(logging.CRITICAL)  # a damaged checkpoint is news elsewhere
     chosen = arguments.only or list(CAMPAIGNS)
     share = None if arguments.minutes is None else arguments.minutes * 60 / len(chosen)
     failed = 0
@@ -69,7 +71,7 @@ def main() -> int:
         print(f"{name}: {tally.trials} trials, {len(tally.failures)} failed. {tally.claim}.", flush=True)
         for failure in tally.failures[:3]:
             print(f"  {failure}", flush=True)
-    print(f"{arguments.output} has the counts.")
+    print(f"\n{_table(json.loads(arguments.output.read_text()))}\n\n{arguments.output} has the counts of each kind.")
     return 1 if failed else 0
 
 
@@ -78,6 +80,13 @@ def _note(path: Path, name: str, record: dict[str, Any]) -> None:
     report = json.loads(path.read_text()) if path.exists() else {}
     report[name] = record
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The report as a Markdown table."""
+    rows = ["| campaign | claim | trials | failed |", "|---|---|---|---|"]
+    rows += [f"| `{name}` | {one['claim']} | {one['trials']:,} | {one['failed']} |" for name, one in report.items()]
+    return "\n".join(rows)
 
 
 def _record(tally: Tally, seed: int, seconds: float) -> dict[str, Any]:

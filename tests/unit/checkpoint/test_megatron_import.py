@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ IN_04_02, IN_03_05 = "layer_04-model_02-model_states.pt", "layer_03-model_05-mod
         ),
         (rewritten(3, 5, lambda _: [1]), f"{IN_03_05} holds something else than tensors by name"),
         (rewritten(3, 5, lambda _: {"iteration": 7}), f"{IN_03_05} holds something else than tensors by name"),
-        (with_values(3, 5, args=Path("x")), f"{IN_03_05} cannot be read"),
+        (with_values(3, 5, args=Fraction(1, 2)), f"{IN_03_05} cannot be read"),
         (cut_short, f"{IN_03_05} cannot be read"),
     ],
 )

@@ -49,6 +49,7 @@ def test_handlers_are_put_back() -> None:
 @pytest.mark.parametrize(("until_exit", "status"), [(True, 0), (False, -signal.SIGTERM)])
 def test_signal_while_a_process_ends_does_not_replace_its_exit_code(until_exit: bool, status: int) -> None:
     def leave() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a command that ran here before has left its own
         with StopRequest(until_exit=until_exit):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
