@@ -37,7 +37,8 @@ def campaign(budget: Budget, rng: random.Random, folder: Path) -> Tally:
             at = rng.randint(at + 1, STEPS)
             _train(corpora, root, at)
             seen.look(run.folder)
-            to, is_killed = rng.choice([0, *run.steps()]), rng.random() < 0.5
+            to = rng.choice([0, *(step for step in run.steps() if step < STEPS)])
+            is_killed = rng.random() < 0.5
             if is_killed:
                 _rewind_and_die(run, to, rng.randrange(60))
             record = read_record(run.folder)

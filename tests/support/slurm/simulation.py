@@ -28,7 +28,8 @@ def reason_not_to_start() -> str | None:
     """Why no Slurm can be started here; ``None`` if one can."""
     if os.geteuid() != 0:
         return "real Slurm needs root, for namespaces and virtual links"
-    missing = sorted({package for command, package in PACKAGES.items() if shutil.which(command) is None})
+    places = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])  # a user's PATH may leave out the last two
+    missing = sorted({package for command, package in PACKAGES.items() if shutil.which(command, path=places) is None})
     if missing:
         return f"real Slurm needs Debian packages: apt-get install --no-install-recommends {' '.join(missing)}"
     namespaces = subprocess.run(
