@@ -9,7 +9,7 @@
 #
 # Idempotent: a second run with the same options only starts what is missing.
 set -euo pipefail
-PATH=$PATH:/usr/sbin:/sbin  # where Debian puts the daemons; a PATH may leave it out
+PATH=$PATH:/usr/sbin:/sbin # where Debian puts the daemons; a PATH may leave it out
 
 DIR=${SLURM_SIM_DIR:-/tmp/slurm-sim}
 NODES=2
