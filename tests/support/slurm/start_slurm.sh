@@ -429,6 +429,7 @@ EOF_ENV
 cat >"$DIR/bin/slurm-node.new" <<EOF_NODE
 #!/usr/bin/env bash
 set -euo pipefail
+PATH=\$PATH:/usr/sbin:/sbin
 DIR=$DIR LOGIN=$LOGIN HSN=$HSN
 nodes=(${nodes[*]})
 EOF_NODE
