@@ -2,12 +2,13 @@
 
 Run from the checkout: ``python -m benchmarks.tokenizing_memory --tokenizer work/smoke/tokenizer``, after ``make
 smoke``. Each size is a process of its own with its workers; the peak of the writing process and that of the largest
-worker are printed, and how far each is from the smallest corpus. Documents are cut from one text, which is begun again
-when it ends, so that every corpus has the same kind of words.
+worker are printed, and how far each is from the smallest corpus. Documents are cut at random places of one text, so
+that every corpus has the same kind of words throughout.
 """
 
 import argparse
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from megatron_poro.data.tokenizing import tokenize_files
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 
 DOCUMENTS = (10_000, 100_000, 1_000_000)
+TEXTS = 5_000
+"""So many texts are the quarry of the documents: tens of megabytes."""
 
 
 def main() -> None:
@@ -67,12 +70,11 @@ def _peaks(corpus: Path, documents: int, arguments: argparse.Namespace) -> list[
 
 
 def _lines(kind: str, characters: int) -> Iterator[str]:
-    """Documents without end: the texts of a kind, and again."""
+    """Documents without end, from anywhere in the texts of a kind."""
+    text, rng = "".join(islice(texts.TEXTS[kind](), TEXTS)), random.Random(0)
     while True:
-        for text in texts.TEXTS[kind]():
-            for start in range(0, len(text), characters):
-                if part := text[start : start + characters].strip():
-                    yield json.dumps({"text": part}) + "\n"
+        start = rng.randrange(len(text) - characters)
+        yield json.dumps({"text": text[start : start + characters]}) + "\n"
 
 
 if __name__ == "__main__":

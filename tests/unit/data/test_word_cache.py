@@ -1,4 +1,6 @@
 import json
+import os
+import random
 from itertools import chain
 from pathlib import Path
 
@@ -52,6 +54,24 @@ def test_ids_are_the_librarys_for_any_text(tokenizer: Tokenizer, texts: list[str
     encoder = Encoder(tokenizer, STORED)
     assert encoded(encoder, texts) == expected(tokenizer, texts)
     assert encoded(encoder, texts) == expected(tokenizer, texts), "the second time, from memory"
+
+
+def test_long_pieces_leave_nothing_behind(tokenizer: Tokenizer) -> None:
+    """The library would remember 10,000 of them: more than 50 MB here."""
+    encoder, rng = Encoder(Tokenizer(tokenizer.definition, {"eos_token": "</s>"}), STORED), random.Random(0)
+
+    def texts() -> list[str]:
+        return [" ".join("".join(rng.choices("abcdefghij", k=200)) for _ in range(50)) for _ in range(20)]
+
+    encoder.encode(texts())
+    before = _resident_megabytes()
+    for _ in range(8):
+        encoder.encode(texts())
+    assert _resident_megabytes() - before < 20
+
+
+def _resident_megabytes() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def test_forgetting_changes_nothing(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
