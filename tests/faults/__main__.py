@@ -29,6 +29,7 @@ from tests.faults import (
     guards,
     hangs,
     kills,
+    preparing,
     replicas,
     rewinds,
     signals,
@@ -50,6 +51,7 @@ CAMPAIGNS: dict[str, Campaign] = {
     "guards": guards.campaign,
     "replicas": replicas.campaign,
     "hangs": hangs.campaign,
+    "prepare": preparing.campaign,
 }
 
 

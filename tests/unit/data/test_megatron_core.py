@@ -4,6 +4,7 @@ Megatron-core shuffles a short last epoch on its own below 80 % of an epoch wher
 95 %. That number is set to theirs here and is the only thing that is.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,18 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset as MegatronInd
 from megatron.core.datasets.utils import Split
 from numpy.typing import NDArray
 
+from megatron_poro.cli.data import main
 from megatron_poro.config.data import SourceConfig
+from megatron_poro.config.load import load_config
 from megatron_poro.data import samples
 from megatron_poro.data.blending import STRETCH, choose, normalised, samples_to_request
 from megatron_poro.data.index_cache import IndexCache
 from megatron_poro.data.indexed import IndexedDataset
 from megatron_poro.data.mixture import build_mixture
 from megatron_poro.data.samples import SampleIndex, build_order, document_range, plan_epochs
+from megatron_poro.tokenizer.tokenizer import Tokenizer
 from tests.unit.data.datasets import VOCAB_SIZE, random_documents, write_dataset
+from tests.unit.data_prep import raw_corpora
 
 PORO_WEIGHTS = [0.5415810341, 0.1304808053, 0.004023063515, 0.004016818638, 0.3153543717, 0.004543906834]
 THEIR_BORDER = 0.80
@@ -150,23 +155,53 @@ def test_blend_is_that_of_their_compiled_helper(weights: list[float], num_sample
 
 def test_their_blended_dataset_yields_our_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "SEPARATE_LAST_EPOCH_BELOW", THEIR_BORDER)
-    num_samples, sequence_length = 600, 8
-    sources, datasets = [], []
-    requests = samples_to_request(PORO_WEIGHTS, num_samples)
-    for position, (weight, request) in enumerate(zip(PORO_WEIGHTS, requests, strict=True)):
-        prefix = tmp_path / f"source{position}"
-        write_dataset(prefix, random_documents(position, 20 + 10 * position))
-        sources.append(SourceConfig(name=prefix.name, path=str(prefix), weight=weight))
-        datasets.append(their_dataset(prefix, num_samples=request, sequence_length=sequence_length, seed=5))
-    theirs = BlendedDataset(datasets, PORO_WEIGHTS, num_samples, datasets[0].config)
+    for position in range(len(PORO_WEIGHTS)):
+        write_dataset(tmp_path / f"source{position}", random_documents(position, 20 + 10 * position))
+    sources = [
+        SourceConfig(name=f"source{position}", path=str(tmp_path / f"source{position}"), weight=weight)
+        for position, weight in enumerate(PORO_WEIGHTS)
+    ]
+    assert_same_mixture(sources, tmp_path / "cache", vocab_size=VOCAB_SIZE)
+
+
+def test_they_read_what_prepare_makes_of_raw_corpora_to_our_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "SEPARATE_LAST_EPOCH_BELOW", THEIR_BORDER)
+    raw_corpora.write_all(tmp_path / "raw")
+    words = [
+        "experiment=smoke_cpu",
+        "model.vocab_size=384",
+        f"data.folder={tmp_path / 'data'}",
+        f"tokenizer.path={tmp_path / 'tokenizer'}",
+    ]
+    recipes = Path(__file__).parents[3] / "data_prep" / "recipes" / "poro_34b"
+    assert main(["prepare", *words, "--recipes", str(recipes), "--raw", str(tmp_path / "raw"), "--workers", "1"]) == 0
+    sources = load_config(words).data.train
+    assert [source.name for source in sources][:2] == ["slimpajama", "finnish"]
+    fingerprint = Tokenizer.load(tmp_path / "tokenizer").fingerprint
+    assert_same_mixture(sources, tmp_path / "cache", vocab_size=384, expected_tokenizer=fingerprint)
+
+
+def assert_same_mixture(
+    sources: Sequence[SourceConfig], cache: Path, *, vocab_size: int, expected_tokenizer: str | None = None
+) -> None:
+    """Every sample of a mixture, as Megatron-core reads it and as we do."""
+    num_samples, sequence_length, seed = 600, 8, 5
+    weights = [source.weight for source in sources]
+    datasets = [
+        their_dataset(Path(source.path), num_samples=request, sequence_length=sequence_length, seed=seed)
+        for source, request in zip(sources, samples_to_request(weights, num_samples), strict=True)
+    ]
+    theirs = BlendedDataset(datasets, weights, num_samples, datasets[0].config)
     ours = build_mixture(
         sources,
         num_samples=num_samples,
         sequence_length=sequence_length,
-        seed=5,
-        index_cache=tmp_path / "cache",
-        vocab_size=VOCAB_SIZE,
-        expected_tokenizer=None,
+        seed=seed,
+        index_cache=cache,
+        vocab_size=vocab_size,
+        expected_tokenizer=expected_tokenizer,
     )
     for number in range(num_samples):
         sample, source = ours.sample(number)
