@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -400,6 +401,27 @@ def test_an_export_that_is_not_proven_does_not_get_its_name(checkpoint: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == ["1k.failed"]
     report = json.loads((tmp_path / "1k.failed" / REPORT_NAME).read_text())
     assert report["parity"] == {"met": False, "verdict": "logits differ by at most 3 (tolerance 1).", "difference": 3}
+
+
+def test_an_export_is_durable_before_it_gets_its_name(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    sync, rename = os.fsync, Path.rename
+
+    def noting_sync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def checking_rename(path: Path, target: Path) -> Path:
+        missing = [entry.name for entry in (path, *path.rglob("*")) if entry.stat().st_ino not in synced]
+        assert not missing, f"not durable when {path.name} is renamed: {missing}"
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(Path, "rename", checking_rename)
+    export_checkpoint(checkpoint, tmp_path / "1k", prove=None)
+    assert tmp_path.stat().st_ino in synced
 
 
 def test_an_export_that_exists_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_poro.checkpoint import manifest
 from megatron_poro.checkpoint.index import INDEX_NAME
@@ -69,3 +71,16 @@ def test_a_manifest_that_leads_out_of_the_checkpoint_is_refused(saved: Path, nam
     (saved / manifest.MANIFEST_NAME).write_bytes(manifest.encode(entries))
     (problem,) = manifest.problems(saved)
     assert f"names {name}, which leads out of the checkpoint" in problem
+
+
+def test_a_program_in_a_chunk_is_not_run(saved: Path, tmp_path: Path) -> None:
+    trace, chunk = tmp_path / "trace", tmp_path / "chunk"
+    torch.save(Intruder(trace), chunk)
+    index = CheckpointReader(saved).index
+    for key, stored in index.storage_data.items():
+        index.storage_data[key] = type(stored)(stored.relative_path, 0, chunk.stat().st_size)
+    put(saved, INDEX_NAME, pickle.dumps(index))
+    put(saved, "__0_0.distcp", chunk.read_bytes())
+    with pytest.raises((CheckpointException, CheckpointError)):
+        CheckpointReader(saved).tensor("final_norm.weight")
+    assert not trace.exists()

@@ -225,3 +225,21 @@ def test_a_folder_without_such_files_or_description_is_named(theirs: Path, relea
     shutil.copy(released / "config.json", tmp_path / "described")
     with pytest.raises(DataError, match="has no tokenizer.json"):
         import_megatron(theirs, store, described_by=tmp_path / "described")
+
+
+class Intruder:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_a_program_in_a_file_of_weights_is_not_run(theirs: Path, released: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with_values(3, 5, args=Intruder(trace))(theirs)
+    with pytest.raises(CheckpointError, match="layer_03-model_05-model_states.pt"):
+        import_megatron(theirs, CheckpointStore(tmp_path / "ours"), described_by=released)
+    assert not trace.exists()

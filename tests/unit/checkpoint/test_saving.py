@@ -135,6 +135,15 @@ def test_loading_a_damaged_folder_by_name_is_refused(tmp_path: Path) -> None:
             attempt()
 
 
+def test_loading_a_folder_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = save_step(CheckpointStore(tmp_path), 1)
+    content = bytearray((path / "meta.json").read_bytes())
+    content[content.index(b"created") + 12] ^= 1  # of the right size, and still JSON
+    (path / "meta.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="meta.json does not have the checksum of its manifest"):
+        load(path, FakeEngine(), config=CONFIG, tokenizer_fingerprint=FINGERPRINT)
+
+
 def test_old_checkpoints_are_removed_after_the_new_one_is_complete(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep_last=1)
     for step in (1, 2, 3):

@@ -1,5 +1,6 @@
 """The folder of checkpoints, without tensors: staging, commit, what is kept, what counts as valid."""
 
+import errno
 import re
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 
 from megatron_poro.checkpoint import manifest
 from megatron_poro.checkpoint.state import META_NAME
-from megatron_poro.checkpoint.store import CheckpointStore, step_name, step_of
+from megatron_poro.checkpoint.store import CheckpointStore, step_name, step_of, write_durably
 from megatron_poro.errors import CheckpointError
+from tests.support.faulty_disk import FaultyDisk, refuse
 from tests.unit.checkpoint.fake_engine import run_state
 
 
@@ -30,6 +32,23 @@ def test_a_committed_step_is_valid_and_latest_names_it(tmp_path: Path) -> None:
     assert store.newest_valid() == (path, ())
     assert (store.folder / "latest").read_text() == "step_00000144\n"
     assert sorted(entry.name for entry in store.folder.iterdir()) == ["latest", "step_00000144"]
+
+
+def test_a_step_appears_whole_by_one_rename(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    with FaultyDisk(tmp_path) as disk:
+        path = write(store, 5)
+    places = [(operation.kind, Path(operation.target or operation.path)) for operation in disk.operations]
+    assert [kind for kind, place in places if path in (place, *place.parents)] == ["rename"]
+
+
+@pytest.mark.parametrize("operation", range(4))
+def test_a_file_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, operation: int) -> None:
+    path = tmp_path / "latest"
+    write_durably(path, b"old")
+    with pytest.raises(OSError, match="No space left"), FaultyDisk(tmp_path, at=operation, fault=refuse(errno.ENOSPC)):
+        write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
 
 
 def test_steps_are_numbers_newest_first_and_other_folders_are_not_steps(tmp_path: Path) -> None:
@@ -175,6 +194,12 @@ def test_the_last_valid_checkpoint_is_never_removed(tmp_path: Path, keep_last: i
     write(store, 1)
     assert store.retain() == []
     assert store.steps() == [1]
+
+
+def test_keeping_none_keeps_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=0)
+    write(store, 1), write(store, 2)
+    assert store.retain(proven=2) == [store.path(1)]
 
 
 def test_a_checkpoint_whose_meta_cannot_be_read_is_kept(tmp_path: Path) -> None:

@@ -52,6 +52,18 @@ def test_source_file_of_damaged_tokens_is_named(prefix: Path) -> None:
     assert "b.jsonl: SHA-256 is" in fault
 
 
+def test_index_that_contradicts_nothing_but_is_another_is_found(prefix: Path) -> None:
+    """The first token of document 1 becomes the last one of document 0."""
+    index = Path(f"{prefix}.idx")
+    content = bytearray(index.read_bytes())
+    sizes, begins = np.frombuffer(content, "<i4", 40, 34), np.frombuffer(content, "<i8", 40, 34 + 4 * 40)
+    sizes[:2] += (1, -1)
+    begins[1] += 2
+    index.write_bytes(content)
+    (fault,) = audit_dataset(prefix).faults
+    assert f"{index} bytes 0 to {len(content)}: SHA-256 is" in fault
+
+
 def test_id_outside_the_vocabulary_is_named_with_its_offset(prefix: Path) -> None:
     tokens = Path(f"{prefix}.bin")
     content = tokens.read_bytes()

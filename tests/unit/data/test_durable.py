@@ -46,3 +46,20 @@ def test_folder_that_cannot_be_made_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write .*file/a"):
         DurableFile(tmp_path / "file" / "a")
+
+
+def test_file_and_name_are_on_the_disk_when_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    sync = os.fsync
+
+    def noting_sync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    file = DurableFile(tmp_path / "a")
+    file.write(b"abc")
+    file.finish()
+    assert synced == [next(tmp_path.iterdir()).stat().st_ino], "the content comes before the name"
+    file.publish()
+    assert synced[1:] == [tmp_path.stat().st_ino]

@@ -187,6 +187,22 @@ def test_missing_shard_is_refused(tmp_path: Path) -> None:
         merge_datasets(find_shards(tmp_path / "m"), tmp_path / "m")
 
 
+def test_damaged_tokens_of_a_shard_are_found_when_it_is_merged(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "a.jsonl", uneven_texts(0))
+    for index in range(2):
+        shard = Shard(index, 2)
+        tokenize_files([corpus], shard_prefix(tmp_path / "m", shard), load_tokenizer=byte_tokenizer, shard=shard)
+    damaged = Path(f"{shard_prefix(tmp_path / 'm', Shard(1, 2))}.bin")
+    content = bytearray(damaged.read_bytes())
+    content[10] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"{damaged.name} is damaged between bytes 0 and \d+, the documents of .*a\.jsonl"
+    ):
+        merge_datasets(find_shards(tmp_path / "m"), tmp_path / "m")
+    assert not (tmp_path / "m.bin").exists()
+
+
 @pytest.mark.parametrize("kills", [1, 2, 3])
 def test_killed_command_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, kills: int) -> None:
     """Killed without warning again and again, each time a little later, wherever that happens to be."""

@@ -1,6 +1,7 @@
 """What the client library raises, and what is made of it; the library itself is tested against a hub elsewhere."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,11 @@ def test_connections_have_a_timeout() -> None:
     session: Any = huggingface_hub.get_session()
     assert session.timeout.read == 12.5
     assert session.timeout.connect == 12.5
+
+
+def test_the_clients_own_log_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its most talkative it shows requests with their heads and signed addresses."""
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    HubRemote("a/b")
+    assert logger.getEffectiveLevel() >= logging.ERROR

@@ -145,6 +145,22 @@ def test_one_of_two_that_waited_for_the_same_silence_gets_the_run(tmp_path: Path
     assert sorted(outcomes, key=str) == [None, None, True]
 
 
+@pytest.mark.usefixtures("no_locks", "frozen")
+def test_job_that_was_overtaken_at_the_last_moment_does_not_get_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease(tmp_path, "dead").acquire()
+    slow, quick = lease(tmp_path, "b"), lease(tmp_path, "c")
+
+    def overtaken(one: Lease, number: int, content: bytes) -> bool:
+        return True if one is quick else quick.acquire()
+
+    monkeypatch.setattr(Lease, "_wait_for_silence", overtaken)
+    with pytest.raises(ConfigError, match="in use by another job"):
+        slow.acquire()
+    quick.require_held()
+
+
 @pytest.mark.usefixtures("frozen")
 def test_job_that_died_before_it_wrote_its_name_is_waited_for_too(tmp_path: Path) -> None:
     (tmp_path / "lease").mkdir()

@@ -12,6 +12,7 @@ import pytest
 from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.errors import CheckpointError
 from megatron_poro.train import lineage
+from megatron_poro.train.abandoning import move_away
 from megatron_poro.train.lineage import Lineage, RunRecord, StepRange, read_record, record_of
 from tests.support.deaths import DEAD, die_at, in_child
 from tests.unit.train.run_on_disk import commit, contents, export, lines, train
@@ -81,6 +82,14 @@ def test_damaged_record_is_named(tmp_path: Path, damage: bytes) -> None:
     run_of_ten(tmp_path)
     (tmp_path / "run.json").write_bytes(damage)
     with pytest.raises(CheckpointError, match=r"run\.json"):
+        record_of(tmp_path, store_of(tmp_path))
+
+
+def test_record_of_a_later_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    run_of_ten(tmp_path)
+    path = tmp_path / "run.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(CheckpointError, match=r"run\.json has format 9, this release reads 1"):
         record_of(tmp_path, store_of(tmp_path))
 
 
@@ -218,6 +227,14 @@ def test_rewind_never_uses_a_folder_that_exists(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"abandoned/1 exists"):
         history.rewind(6)
     assert saved_steps(tmp_path) == [3, 6, 9]
+
+
+def test_nothing_is_moved_over_what_is_there(tmp_path: Path) -> None:
+    for place in ("exports/2k", "abandoned/1/exports/2k"):
+        (tmp_path / place).mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="it exists"):
+        move_away(tmp_path, 0, ["exports/2k"], 1)
+    assert (tmp_path / "exports/2k").exists()
 
 
 def test_run_that_is_no_longer_ours_is_not_rewound(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from megatron_poro.train import watchdog as module
 from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.peers import Peer
 from megatron_poro.train.watchdog import Watchdog
+from tests.support.deaths import in_child
 
 PATIENT = GuardsConfig(hang_seconds=600.0, hang_startup_seconds=600.0)
 HASTY = GuardsConfig(hang_seconds=0.2, hang_startup_seconds=0.2)
@@ -154,6 +155,20 @@ def test_loss_is_told_once(tmp_path: Path, child: Peer) -> None:
     os.kill(child.pid, signal.SIGKILL)
     told = [watchdog.loss_to_tell("Connection closed by peer") for watchdog in watchdogs]
     assert [sentence is not None for sentence in told] == [True, False]
+
+
+def test_process_whose_watchdog_is_stuck_is_ended_by_the_timer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_for_ever(*_: object) -> None:
+        threading.Event().wait()
+
+    def hang() -> None:
+        signal.alarm(15)  # the end of a process that nothing else ends
+        with _watchdog(tmp_path, HASTY, _Left()):
+            wait_for_ever()
+
+    monkeypatch.setattr(module, "_TIMER_SECONDS", 0.1)
+    monkeypatch.setattr(Watchdog, "_write", wait_for_ever)  # as on a disk that does not answer
+    assert in_child(hang) == 1
 
 
 def test_control_file_is_answered_while_the_run_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,318 @@
+"""Guards over corpora and mixtures: what is read is what was written, and the model has a row for it."""
+
+from tests.guards_off.switch import Guard
+
+_DAMAGE = "unit/data/test_damage.py"
+_INDEXED = "unit/data/test_indexed.py"
+_MIXTURE = "unit/data/test_mixture.py"
+_MERGING = "unit/data/test_merging.py"
+_HEADERS = "unit/data/test_indexed_format.py::test_foreign_headers_are_refused"
+_ENDS = f"{_DAMAGE}::test_contradiction_at_the_ends_of_an_index_is_found_when_it_is_opened"
+
+GUARDS = (
+    # --- the files of a dataset --------------------------------------------------------------------------------------
+    Guard(
+        name="magic of an index",
+        keeps="a file of another format is refused",
+        where="megatron_poro.data.indexed_format:read_header",
+        off="if magic != MAGIC:",
+        instead="if False:",
+        missed_by=(_HEADERS,),
+    ),
+    Guard(
+        name="version of an index",
+        keeps="an index of another version is refused",
+        where="megatron_poro.data.indexed_format:read_header",
+        off="if version != VERSION:",
+        instead="if False:",
+        missed_by=(_HEADERS,),
+    ),
+    Guard(
+        name="type of the tokens",
+        keeps="numbers that are no tokens are refused",
+        where="megatron_poro.data.indexed_format:read_header",
+        off="if code not in TOKEN_TYPES:",
+        instead="if False:",
+        missed_by=(_HEADERS,),
+        error="KeyError",
+    ),
+    Guard(
+        name="length of a header",
+        keeps="an index that ends in its header is refused",
+        where="megatron_poro.data.indexed_format:read_header",
+        off="if len(start) < HEADER.size:",
+        instead="if False:",
+        missed_by=(f"{_DAMAGE}::test_damage_is_refused_by_file_and_byte_or_changes_nothing",),
+        error="error",
+    ),
+    Guard(
+        name="length of an index",
+        keeps="an index that is shorter or longer than its header says is refused",
+        where="megatron_poro.data.indexed:open_index",
+        off="if len(content) != header.index_bytes:",
+        instead="if False:",
+        missed_by=(f"{_INDEXED}::test_index_of_the_wrong_length_is_refused_with_both_sizes",),
+        error="ValueError",
+    ),
+    Guard(
+        name="length of the tokens",
+        keeps="a .bin that is not as long as its index says is refused",
+        where="megatron_poro.data.indexed:IndexedDataset.__init__",
+        off="if len(tokens) != needed:",
+        instead="if False:",
+        missed_by=(f"{_INDEXED}::test_tokens_of_the_wrong_length_are_refused_with_both_sizes",),
+    ),
+    Guard(
+        name="ends of an index",
+        keeps="a contradiction at the ends of an index is found when it is opened",
+        where="megatron_poro.data.indexed_format:Index._check_ends",
+        missed_by=(_ENDS,),
+    ),
+    Guard(
+        name="inside of an index",
+        keeps="a contradiction inside an index is found by the whole check",
+        where="megatron_poro.data.indexed_format:Index.check",
+        missed_by=(
+            f"{_DAMAGE}::test_contradiction_inside_an_index_is_found_by_the_whole_check",
+            f"{_INDEXED}::test_sizes_that_do_not_add_up_are_found",
+        ),
+    ),
+    Guard(
+        name="sizes in an index",
+        keeps="documents end where the next ones begin",
+        where="megatron_poro.data.indexed_format:Index.check",
+        off="raise self.misplaced(start + int(wrong[0]))",
+        instead="pass",
+        missed_by=(f"{_INDEXED}::test_sizes_that_do_not_add_up_are_found",),
+    ),
+    Guard(
+        name="document entries in an index",
+        keeps="document entries count the sequences",
+        where="megatron_poro.data.indexed_format:Index.check",
+        off='raise self._wrong_entry(start + int(wrong[0]) + 1, f"at least {int(entries[wrong[0]]) + least}")',
+        instead="pass",
+        missed_by=(f"{_DAMAGE}::test_contradiction_inside_an_index_is_found_by_the_whole_check",),
+    ),
+    Guard(
+        name="place of a document",
+        keeps="a document that lies elsewhere than its neighbours leave room for is not read",
+        where="megatron_poro.data.indexed:IndexedDataset.document",
+        off="if begin + size * itemsize != next_begin or size < 0 or begin < 0 or begin % itemsize:",
+        instead="if False:",
+        missed_by=(f"{_DAMAGE}::test_misplaced_document_is_refused_when_it_is_read",),
+    ),
+    Guard(
+        name="negative ids",
+        keeps="an id below zero is named by its byte",
+        where="megatron_poro.data.indexed:IndexedDataset.max_token_id",
+        off='if self.token_type.kind == "i" and int(tokens.min()) < 0:',
+        instead="if False:",
+        missed_by=(f"{_DAMAGE}::test_negative_id_is_named_by_its_byte",),
+    ),
+    Guard(
+        name="side file of another dataset",
+        keeps="a side file that counts otherwise than its dataset is refused",
+        where="megatron_poro.data.indexed:IndexedDataset.metadata",
+        off=(
+            "if metadata is not None and "
+            "(metadata.documents, metadata.tokens) != (self.num_documents, self.num_tokens):"
+        ),
+        instead="if False:",
+        missed_by=(f"{_INDEXED}::test_side_file_of_another_dataset_is_refused",),
+    ),
+    Guard(
+        name="token type of the vocabulary",
+        keeps="tokens are stored in the type that their vocabulary needs",
+        where="megatron_poro.data.indexed:IndexedDataset.metadata",
+        off="if metadata is not None and token_type(metadata.vocab_size) != self.token_type:",
+        instead="if False:",
+        missed_by=(f"{_DAMAGE}::test_wrong_token_type_is_known_from_the_vocabulary_of_the_side_file",),
+    ),
+    # --- what a model may read ---------------------------------------------------------------------------------------
+    Guard(
+        name="tokenizer of a corpus",
+        keeps="a corpus that another tokenizer made is refused",
+        where="megatron_poro.data.mixture:check_tokens",
+        off=(
+            "if metadata is not None and expected_tokenizer is not None and metadata.tokenizer != expected_tokenizer:"
+        ),
+        instead="if False:",
+        missed_by=(f"{_MIXTURE}::test_other_tokenizer_is_refused_with_both_fingerprints",),
+    ),
+    Guard(
+        name="vocabulary, at the start",
+        keeps="a corpus with ids that the model has no row for is refused",
+        where="megatron_poro.data.mixture:check_tokens",
+        off="if largest >= vocab_size:",
+        instead="if False:",
+        missed_by=(
+            f"{_MIXTURE}::test_id_beyond_the_vocabulary_is_known_from_the_side_file",
+            f"{_MIXTURE}::test_id_beyond_the_vocabulary_is_found_without_a_side_file",
+        ),
+    ),
+    Guard(
+        name="vocabulary, at each sample",
+        keeps="an id that the look at the start missed is found when it is read",
+        where="megatron_poro.data.source:IndexedSource.sample",
+        off="if int(tokens.view(np.uint64).max()) >= self._vocab_size:",
+        instead="if False:",
+        missed_by=(f"{_MIXTURE}::test_id_that_the_start_missed_is_found_when_it_is_read",),
+    ),
+    Guard(
+        name="empty sources",
+        keeps="a source that has nothing to read is refused",
+        where="megatron_poro.data.samples:require_tokens",
+        missed_by=("unit/data/test_samples.py::test_dataset_without_tokens_is_refused",),
+        error="ZeroDivisionError",
+    ),
+    Guard(
+        name="repeated sources",
+        keeps="a run does not read a source more often than data.max_epochs allows",
+        where="megatron_poro.data.mixture_plan:require_epochs",
+        missed_by=(
+            "integration/test_epoch_limit.py"
+            "::test_run_beyond_the_stated_epochs_is_refused_before_it_leaves_a_checkpoint",
+        ),
+    ),
+    Guard(
+        name="samples of a run",
+        keeps="a step beyond what the mixture was built for is refused",
+        where="megatron_poro.data.loading:BatchLoader.load",
+        off="if consumed_samples < 0 or needed > len(self.mixture):",
+        instead="if False:",
+        missed_by=("unit/data/test_loading.py::test_step_outside_the_mixture_is_refused_with_both_numbers",),
+        error="IndexError",
+    ),
+    Guard(
+        name="reading ahead of another step",
+        keeps="what was read ahead is used for its own step only",
+        where="megatron_poro.data.loading:BatchLoader.load",
+        off="if reading is not None and reading.consumed_samples != consumed_samples:",
+        instead="if False:",
+        missed_by=("unit/data/test_loading.py::test_any_step_can_be_asked_for_in_any_order",),
+    ),
+    Guard(
+        name="errors of reading ahead",
+        keeps="what fails while the next step is read fails the step that needs it",
+        where="megatron_poro.data.loading:_Reading.result",
+        off="raise self._error",
+        instead="pass",
+        missed_by=("unit/data/test_loading.py::test_error_of_the_background_is_raised_by_the_load_that_needs_it",),
+    ),
+    Guard(
+        name="damaged caches",
+        keeps="a cached index that is damaged is named with the way out",
+        where="megatron_poro.data.index_cache:IndexCache._open",
+        off="except (OSError, ValueError, KeyError, TypeError) as error:",
+        instead="except ZeroDivisionError as error:",
+        missed_by=("unit/data/test_index_cache.py::test_truncated_array_is_named_with_the_way_out",),
+        error="ValueError",
+    ),
+    # --- making datasets ---------------------------------------------------------------------------------------------
+    Guard(
+        name="datasets appear whole",
+        keeps="a file of a dataset has its name when it is complete",
+        where="megatron_poro.data.durable:DurableFile.__init__",
+        off='path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")',
+        instead="path",
+        missed_by=("unit/data/test_durable.py::test_file_appears_only_when_published",),
+    ),
+    Guard(
+        name="datasets are synced",
+        keeps="a file of a dataset is on the disk before it has its name",
+        where="megatron_poro.data.durable:DurableFile.finish",
+        off="os.fsync(self.file.fileno())",
+        instead="pass",
+        missed_by=("unit/data/test_durable.py::test_file_and_name_are_on_the_disk_when_it_is_published",),
+    ),
+    Guard(
+        name="names of datasets are synced",
+        keeps="the name of a file of a dataset is on the disk when it is published",
+        where="megatron_poro.data.durable:DurableFile.publish",
+        off="os.fsync(folder)",
+        instead="pass",
+        missed_by=("unit/data/test_durable.py::test_file_and_name_are_on_the_disk_when_it_is_published",),
+    ),
+    Guard(
+        name="datasets that exist",
+        keeps="a dataset that exists is kept unless it is said to be replaced",
+        where="megatron_poro.data.indexed_writer:refuse_existing",
+        missed_by=(f"{_MERGING}::test_existing_output_is_kept_unless_told_otherwise",),
+    ),
+    Guard(
+        name="ids that are written",
+        keeps="an id outside the vocabulary is refused before it is cut to the width of the file",
+        where="megatron_poro.data.indexed_writer:IndexedWriter.append_many",
+        off="if least < 0 or largest >= self.vocab_size:",
+        instead="if False:",
+        missed_by=("unit/data/test_indexed_writer.py::test_id_outside_the_vocabulary_is_refused_before_it_wraps",),
+        error="OverflowError",
+    ),
+    Guard(
+        name="one command for a dataset",
+        keeps="two commands do not make the same dataset",
+        where="megatron_poro.data.partial:PartialDataset._take_lock",
+        missed_by=("unit/data/test_tokenizing.py::test_two_commands_for_one_dataset_are_refused",),
+    ),
+    Guard(
+        name="weights of a mixture",
+        keeps="a weight that is not a positive number is refused",
+        where="megatron_poro.data.blending:normalised",
+        off="if not (math.isfinite(weight) and weight > 0):",
+        instead="if False:",
+        missed_by=("unit/data/test_blending.py::test_weight_that_is_not_positive_is_refused",),
+    ),
+    Guard(
+        name="all shards",
+        keeps="a corpus that was made in shards is not merged without one of them",
+        where="megatron_poro.data.merging:_manifests",
+        off="if places != wanted:",
+        instead="if False:",
+        missed_by=("unit/data/test_tokenizing.py::test_missing_shard_is_refused",),
+    ),
+    Guard(
+        name="shards of two tokenizers",
+        keeps="shards that two tokenizers made are not merged",
+        where="megatron_poro.data.merging:_merged_metadata",
+        off="if parts and part.tokenizer != parts[0].tokenizer:",
+        instead="if False:",
+        missed_by=(f"{_MERGING}::test_shards_of_two_tokenizers_are_refused",),
+    ),
+    Guard(
+        name="shards of two types",
+        keeps="shards whose tokens are stored otherwise are not merged",
+        where="megatron_poro.data.merging:merge_datasets",
+        off="if shard.token_type != shards[0].token_type:",
+        instead="if False:",
+        missed_by=(f"{_MERGING}::test_shards_of_two_token_types_are_refused",),
+    ),
+    Guard(
+        name="damaged shards",
+        keeps="a shard whose index contradicts itself is not merged",
+        where="megatron_poro.data.merging:merge_datasets",
+        off="shard.check_layout()",
+        instead="pass",
+        missed_by=(f"{_MERGING}::test_damaged_shard_leaves_no_output",),
+    ),
+    Guard(
+        name="tokens of a shard",
+        keeps="a shard whose tokens are not those that were written is not merged",
+        where="megatron_poro.data.merging:_Accounts.copy",
+        off="if own.hexdigest() != record.sha256:",
+        instead="if False:",
+        missed_by=("unit/data/test_tokenizing.py::test_damaged_tokens_of_a_shard_are_found_when_it_is_merged",),
+    ),
+    Guard(
+        name="audit of tokens",
+        keeps="a flipped bit in the tokens of a dataset is found by its audit",
+        where="megatron_poro.data.audit:_read_tokens",
+        missed_by=("unit/data/test_audit.py::test_any_flipped_bit_is_found_and_its_file_named",),
+    ),
+    Guard(
+        name="audit of the index",
+        keeps="an index that contradicts nothing but is not the one that was written is found",
+        where="megatron_poro.data.audit:_disagreements",
+        instead="yield from ()",
+        missed_by=("unit/data/test_audit.py::test_index_that_contradicts_nothing_but_is_another_is_found",),
+    ),
+)
