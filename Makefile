@@ -11,11 +11,13 @@
 #   TORCH=torch==2.13.0      which torch; installed first, so that nothing else brings another build of it.
 #                            TORCH= (empty) takes the torch that PYTHON already has, as in a ROCm or CUDA container
 #   TORCH_INDEX=URL          a package index to look for it in besides the usual one
+#   WORKERS=0                how many tests run at a time; 0 runs them in one process, for a debugger
 #   PYTEST="-k resume"       options for pytest
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+WORKERS ?= 2
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -35,7 +37,7 @@ smoke: $(READY)
 	@$(PY) -m launch.smoke --fresh
 
 test: $(READY)
-	@$(PY) -m pytest $(PYTEST)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 check: $(READY)
 	@echo "lint"; $(VENV)/bin/ruff check --quiet .
@@ -51,7 +53,7 @@ compatibility: $(READY)
 lowest:
 	@mkdir -p .venv-lowest; : >.venv-lowest/setup.log
 	@$(MAKE) setup VENV=.venv-lowest CONSTRAINTS='--constraint tests/lowest.txt'
-	@.venv-lowest/bin/python -m pytest -k "not dual"
+	@.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadgroup -k "not dual"
 
 setup: $(READY)
 

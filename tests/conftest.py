@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -15,6 +16,17 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deals tests to workers by file, whose fixtures they share; those on a cluster, which mostly wait, begin first."""
+    root = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(root)
+        on_cluster = path.parts[0] == "slurm"
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else str(path)))
+    items.sort(key=lambda item: item.path.parent != root / "slurm")
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,16 @@ from tests.support.slurm.simulation import wait_for
 Make = Callable[..., ChainedRun]
 
 
-def test_time_limit_saves_and_the_next_job_goes_on(chained: Make, undisturbed: dict[str, float]) -> None:
+def test_time_limit_saves_and_the_next_job_goes_on(
+    chained: Make, undisturbed: dict[str, float], tmp_path: Path
+) -> None:
+    """Slurm counts in minutes, so the first job is a slow one."""
+    saved = tmp_path / "runs" / "toy" / "checkpoints" / "latest"
     run = chained(
         job={**TWO_NODES, "walltime": "00:02:00"},
         changes=REPLICAS,
-        step_seconds=2.0,
+        step_seconds=9.0,
+        site=f"site_task() {{ [[ ! -e {saved} ]] || export PORO_TEST_STEP_SECONDS=0; }}",
         cluster={"signal_seconds": 60, "max_fruitless_jobs": 9},
     )
     run.submit()
