@@ -6,10 +6,12 @@ The parent must not have started a thread pool before it forks; ``tests/conftest
 import gc
 import os
 import pickle
+import random
 import socket
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -91,8 +93,13 @@ def _outcome(path: Path) -> tuple[bool, Any]:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody listens on, nor is given by the kernel before someone does."""
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+_PORTS = (16384, 32768)
+"""Below those that connections of other processes get, on Linux and elsewhere."""
