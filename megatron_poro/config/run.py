@@ -159,6 +159,11 @@ class EngineConfig:
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
     tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; flex needs a GPU."""
 
+    reproducible: bool = False
+    """Make losses, gradients, weights and moments equal bit for bit at every number of replicas, accumulation steps and
+    pipeline stages, for the same parallel.tensor, microbatch_samples, kind of device, CPU threads and libraries. Takes
+    8 bytes more per parameter of this process, twice the bytes of the gradient reduction, and some time."""
+
     truth_check: TruthCheck = TruthCheck.AUTO
     """Compare this layout's gradients with one process's before the first step: on, off (also true, false), or auto (on
     below 50M parameters, else a cheap variant on a model cut down to a few layers)."""

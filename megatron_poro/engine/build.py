@@ -8,11 +8,20 @@ from dataclasses import replace
 import torch
 
 from megatron_poro.config.model import BloomConfig
-from megatron_poro.config.run import EngineKind, PipelineSchedule, Precision, StageSplit, TrainConfig, TruthCheck
+from megatron_poro.config.run import (
+    AttentionBackend,
+    EngineKind,
+    PipelineSchedule,
+    Precision,
+    StageSplit,
+    TrainConfig,
+    TruthCheck,
+)
 from megatron_poro.engine.deepspeed_config import require_deepspeed
 from megatron_poro.engine.engine import Engine
 from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.objective import Objective
+from megatron_poro.errors import ConfigError
 from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.count import count_parameters
@@ -56,13 +65,14 @@ def build_engine(
         microbatch_samples=config.engine.microbatch_samples,
     )
     backend = choose_backend(
-        config.engine.attention,
+        in_fixed_order(config.engine.attention, device) if config.engine.reproducible else config.engine.attention,
         device=device,
         length=config.data.sequence_length,
         dropout=config.model.attention_dropout,
     )
     options = BlockOptions(backend=backend, recompute=config.engine.recompute, clock=clock)
     plan = family(config.model.family).plan(config.model, group=groups.tensor, options=options)
+    microbatches = config.schedule.global_batch_samples // (config.engine.microbatch_samples * groups.data.size)
     if config.engine.kind is EngineKind.LOCAL:
         return LocalEngine(
             plan,
@@ -73,6 +83,8 @@ def build_engine(
             num_sources=num_sources,
             device=device,
             dtype=weight_dtype(config.engine.precision),
+            reproducible=config.engine.reproducible,
+            microbatches=microbatches,
         )
     require_deepspeed(importlib.metadata.version("deepspeed"), config.engine.pipeline_schedule)
     if device.type == "cpu":
@@ -80,7 +92,6 @@ def build_engine(
     # imported here: DeepSpeed takes seconds to load, and a local run does not need it installed
     from megatron_poro.engine.pipeline_engine import PipelineEngine
 
-    microbatches = config.schedule.global_batch_samples // (config.engine.microbatch_samples * groups.data.size)
     return PipelineEngine(
         plan,
         groups=groups,
@@ -94,6 +105,7 @@ def build_engine(
         microbatches=microbatches,
         pipeline_schedule=config.engine.pipeline_schedule,
         precision=config.engine.precision,
+        reproducible=config.engine.reproducible,
         device=device,
     )
 
@@ -124,6 +136,22 @@ def prove_gradients(
         engine = small
     worst = compare_gradients(checked, engine, objective=objective, device=device)
     return f"gradient truth check: {subject} at {groups.topology} agrees with one process, worst {worst}"
+
+
+def in_fixed_order(wanted: AttentionBackend, device: torch.device) -> AttentionBackend:
+    """The attention of a reproducible run: on a GPU the eager one, since fused backward passes add there by atomics.
+
+    Raises:
+        ConfigError: if another one is asked for by name on a GPU.
+    """
+    if device.type == "cpu":
+        return wanted
+    if wanted not in (AttentionBackend.AUTO, AttentionBackend.EAGER):
+        raise ConfigError(
+            f"engine.attention={wanted.value} adds up in no fixed order on a GPU, and engine.reproducible=true needs "
+            "one. Use eager or auto, or engine.reproducible=false."
+        )
+    return AttentionBackend.EAGER
 
 
 def weight_dtype(precision: Precision) -> torch.dtype:

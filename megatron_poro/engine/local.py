@@ -20,7 +20,8 @@ from megatron_poro.engine.engine import (
     StepResult,
     accept_every_step,
 )
-from megatron_poro.engine.gradients import clip_, may_step, sum_of_squares
+from megatron_poro.engine.exact_sums import ExactSums
+from megatron_poro.engine.gradients import clip_, may_step
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import (
     adamw,
@@ -31,7 +32,7 @@ from megatron_poro.engine.optimizer import (
     set_learning_rate,
     set_step_count,
 )
-from megatron_poro.engine.tally import LossTally
+from megatron_poro.engine.step_sums import PlainSums, StepSums
 from megatron_poro.models.causal_lm import CausalLM
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.groups import ParallelGroups
@@ -51,6 +52,8 @@ class LocalEngine:
         num_sources: sources of the mixture, for losses per source.
         device: where the model lives.
         dtype: format of weights and activations.
+        reproducible: whether a step has the bits that every layout gives it; needs to know ``microbatches``.
+        microbatches: of a step.
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class LocalEngine:
         num_sources: int,
         device: torch.device,
         dtype: torch.dtype,
+        reproducible: bool = False,
+        microbatches: int = 1,
     ) -> None:
         self.groups = ParallelGroups.single()
         self.model = CausalLM(plan, seed=seed, device=device, dtype=dtype)
@@ -73,9 +78,32 @@ class LocalEngine:
         self._gradients = {name: torch.zeros_like(master) for name, master in self._masters.items()}
         for name, master in self._masters.items():
             master.grad = self._gradients[name]
-        self._optimizer = adamw(parameter_groups(self._masters.values(), optimizer), optimizer)
+        self._optimizer = adamw(
+            parameter_groups(self._masters.values(), optimizer), optimizer, reproducible=reproducible
+        )
         prepare_state(self._optimizer)
-        self._tally = LossTally(num_sources, device)
+        self._sums: StepSums
+        if reproducible:
+            self._sums = ExactSums(
+                plan,
+                groups=self.groups,
+                parameters=self._parameters.values(),
+                ties={},
+                microbatches=microbatches,
+                has_loss=True,
+                counts_in_norm=_always,
+                num_sources=num_sources,
+                device=device,
+            )
+        else:
+            self._sums = PlainSums(
+                self.groups,
+                has_loss=True,
+                averaged_over=1,
+                counts_in_norm=_always,
+                num_sources=num_sources,
+                device=device,
+            )
 
     @property
     def compute_seconds(self) -> float:
@@ -94,38 +122,31 @@ class LocalEngine:
         gate: StepGate = accept_every_step,
     ) -> StepResult:
         self._clock.start_step(consumed_samples)
-        tally = self.accumulate(microbatches)
-        loss = LossTally.mean(tally)
-        norm = sum_of_squares(self._gradients.values(), self._device).sqrt()
-        taken = may_step(gate, loss=loss, grad_norm=norm, world=self.groups.world)
+        self.accumulate(microbatches)
+        totals = self._sums.totals(self._with_gradients())
+        taken = may_step(gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world)
         if taken:
-            clip_(self._gradients.values(), norm=norm, clip_norm=self._config.clip_norm)
+            clip_(self._gradients.values(), norm=totals.grad_norm, clip_norm=self._config.clip_norm)
             set_learning_rate(self._optimizer, learning_rate)
             self._optimizer.step()
             self._refresh_weights()
         self._zero_gradients()
-        return StepResult(loss, norm, tally[0], tally[1], taken)
+        return StepResult(*totals, taken)
 
-    def accumulate(self, microbatches: Sequence[Batch]) -> Tensor:
-        """Forward and backward of a step's microbatches; leaves the mean gradient in fp32.
-
-        Returns:
-            ``[2, num_sources]``: sums of losses and of weights per source.
-        """
+    def accumulate(self, microbatches: Sequence[Batch]) -> None:
+        """Forward and backward of a step's microbatches; leaves the mean gradient in fp32."""
         self.model.train()
-        self._tally.clear()
         inputs = [self._objective.split(batch) for batch in microbatches]
-        total = torch.stack([self._objective.weight(targets) for _, targets in inputs]).sum().to(self._device)
+        self._sums.start_step([self._objective.weight(targets) for _, targets in inputs])
         for tokens, targets in inputs:
             here = Targets(*(tensor.to(self._device) for tensor in targets))
             parts = self._objective.loss(self.model(tokens.to(self._device)), here)
-            self._tally.add(parts, here)
-            (parts.loss_sum / total).backward()  # type: ignore[no-untyped-call]
+            self._sums.add_losses(parts, here).backward()  # type: ignore[no-untyped-call]
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
                     self._gradients[name] += parameter.grad
                     parameter.grad = None
-        return self._tally.values.clone()
+        self._sums.reduce_gradients(self._with_gradients())
 
     def gradients(self) -> dict[str, Tensor]:
         """The fp32 gradients left by :meth:`accumulate`, by canonical name; views of the engine's buffers."""
@@ -133,14 +154,14 @@ class LocalEngine:
 
     def eval_step(self, microbatches: Sequence[Batch]) -> EvalResult:
         self.model.eval()
-        self._tally.clear()
+        self._sums.start_evaluation()
         with torch.no_grad():
             for batch in microbatches:
                 tokens, targets = self._objective.split(batch)
                 here = Targets(*(tensor.to(self._device) for tensor in targets))
-                self._tally.add(self._objective.loss(self.model(tokens.to(self._device)), here), here)
-        values = self._tally.values.clone()
-        return EvalResult(values[0], values[1])
+                self._sums.add_losses(self._objective.loss(self.model(tokens.to(self._device)), here), here)
+        totals = self._sums.totals(())
+        return EvalResult(totals.source_loss_sums, totals.source_weights)
 
     def fragments(self) -> Iterator[Fragment]:
         decayed = decayed_tensors(self._optimizer)
@@ -161,6 +182,9 @@ class LocalEngine:
         set_step_count(self._optimizer, optimizer_step)
         self._refresh_weights()
 
+    def _with_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        return zip(self._parameters.values(), self._gradients.values(), strict=True)
+
     def _refresh_weights(self) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -168,6 +192,10 @@ class LocalEngine:
 
     def _zero_gradients(self) -> None:
         torch._foreach_zero_(list(self._gradients.values()))
+
+
+def _always(parameter: nn.Parameter) -> bool:
+    return True
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

@@ -28,9 +28,17 @@ def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig
     return [group for group in groups if group["params"]]
 
 
-def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with the fused kernel; the learning rate is set before each step."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig, *, reproducible: bool = False) -> torch.optim.AdamW:
+    """AdamW; the learning rate is set before each step.
+
+    Args:
+        groups: from :func:`parameter_groups`.
+        config: its settings.
+        reproducible: whether an element's new value must not depend on where the tensors are cut. The fused kernel on
+            CPUs rounds the last elements of a tensor, which fill no vector, differently from the others.
+    """
+    kernel = {"foreach": True} if reproducible else {"fused": True}
+    return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, **kernel)
 
 
 def prepare_state(optimizer: torch.optim.Optimizer) -> None:

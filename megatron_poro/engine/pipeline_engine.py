@@ -5,7 +5,8 @@ ZeRO-1 cut of masters and moments. What is ours: the layers, the stage boundarie
 global batch's tokens, the gradient norm, clipping, and the decision whether a step is taken.
 
 DeepSpeed averages over microbatches and replicas. That equals the token mean only when all have equally many loss
-tokens, so each microbatch's loss is scaled by (microbatches * replicas) / (loss tokens of the step).
+tokens, so each microbatch's loss is scaled by (microbatches * replicas) / (loss tokens of the step). In a reproducible
+run the gradients are added up and averaged by :class:`~megatron_poro.engine.exact_sums.ExactSums` instead.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe import schedule
@@ -33,7 +35,8 @@ from megatron_poro.engine.engine import (
     StepResult,
     accept_every_step,
 )
-from megatron_poro.engine.gradients import clip_, may_step, sum_of_squares
+from megatron_poro.engine.exact_sums import ExactSums
+from megatron_poro.engine.gradients import clip_, may_step
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import (
     adamw,
@@ -45,10 +48,10 @@ from megatron_poro.engine.optimizer import (
     set_step_count,
 )
 from megatron_poro.engine.stages import build_stages, quiet
-from megatron_poro.engine.tally import LossTally
+from megatron_poro.engine.step_sums import PlainSums, StepSums
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.collectives import all_reduce
-from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
 from megatron_poro.parallel.shards import name_of, shard_of
 from megatron_poro.parallel.stopwatch import Stopwatch
@@ -70,6 +73,7 @@ class PipelineEngine:
         microbatches: accumulation steps.
         pipeline_schedule: 1F1B or DualPipeV.
         precision: format of weights and activations.
+        reproducible: whether a step has the same bits at every number of replicas, microbatches and stages.
         device: where this process computes.
     """
 
@@ -88,14 +92,13 @@ class PipelineEngine:
         microbatches: int,
         pipeline_schedule: PipelineSchedule,
         precision: Precision,
+        reproducible: bool,
         device: torch.device,
     ) -> None:
         self.groups = groups
         self._objective, self._config, self._clock, self._device = objective, optimizer, clock, device
         self._tied = plan.tied_roles
         self._dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
-        self._tally = LossTally(num_sources, device)
-        self._loss_scale = torch.ones((), device=device)
         self._result: StepResult | None = None
         self._gate: StepGate = accept_every_step
         self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
@@ -116,13 +119,20 @@ class PipelineEngine:
             microbatches=microbatches,
             data_size=groups.data.size,
         )
-        self._deepspeed = _start_deepspeed(module, settings, optimizer, dual=self._dual)
+        base = adamw(parameter_groups(module.parameters(), optimizer), optimizer, reproducible=reproducible)
+        self._deepspeed = _start_deepspeed(module, settings, base, dual=self._dual)
         self._deepspeed.take_step = self._take_step
         self._computing, self._compute_seconds = Stopwatch(), 0.0
         self._deepspeed._INSTRUCTION_MAP = _timed(self._deepspeed._INSTRUCTION_MAP, self._computing, device)
         self._parameters: list[nn.Parameter] = list(module.parameters())
         self._base_optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
         prepare_state(self._base_optimizer)
+        self._sums = self._step_sums(plan, exact=reproducible, microbatches=microbatches, num_sources=num_sources)
+        if self._sums.reduces_gradients:
+            self._deepspeed._INSTRUCTION_MAP |= {
+                schedule.ReduceTiedGrads: lambda _: None,
+                schedule.ReduceGrads: lambda _: self._sums.reduce_gradients(self._gradient_views()),
+            }
 
     @property
     def is_loss_stage(self) -> bool:
@@ -148,9 +158,9 @@ class PipelineEngine:
         self._gate = gate
         self._clock.start_step(consumed_samples)
         set_learning_rate(self._base_optimizer, learning_rate)
-        self._tally.clear()
         inputs = [self._objective.split(batch) for batch in microbatches]
-        self._set_loss_scale([targets for _, targets in inputs])
+        weights = [self._objective.weight(targets) for _, targets in inputs] if self.is_loss_stage else []
+        self._sums.start_step(weights)
         self._computing.take(), self.groups.tensor.waiting.take()  # what an evaluation left
         self._deepspeed.train_batch(data_iter=iter(inputs))
         self._compute_seconds = self._computing.take() - self.groups.tensor.waiting.take()
@@ -181,7 +191,7 @@ class PipelineEngine:
             self._clock.enabled = before
 
     def eval_step(self, microbatches: Sequence[Batch]) -> EvalResult:
-        self._tally.clear()
+        self._sums.start_evaluation()
         inputs = [self._objective.split(batch) for batch in microbatches]
         count = self._agreed_count(len(inputs))
         # DualPipeV's buffers are laid out for the training step's number of microbatches and for no other
@@ -196,8 +206,8 @@ class PipelineEngine:
                 bcast_loss=False,
                 num_micro_batches=at_once,
             )
-        values = self._global_tally(torch.zeros((), device=self._device))[1]
-        return EvalResult(values[0], values[1])
+        totals = self._sums.totals(())
+        return EvalResult(totals.source_loss_sums, totals.source_weights)
 
     def fragments(self) -> Iterator[Fragment]:
         decayed = decayed_tensors(self._base_optimizer)
@@ -245,29 +255,48 @@ class PipelineEngine:
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
         """Loss of one microbatch as DeepSpeed wants it: its mean over microbatches and replicas is the token mean."""
         targets = Targets(*labels)
-        parts = self._objective.loss(logits, targets)
-        self._tally.add(parts, targets)
-        return parts.loss_sum * self._loss_scale
+        return self._sums.add_losses(self._objective.loss(logits, targets), targets)
 
-    def _set_loss_scale(self, targets: Sequence[Targets]) -> None:
-        """Counts the loss tokens of the step over all replicas; only loss stages take part."""
-        if self.is_loss_stage:
-            weights = torch.stack([self._objective.weight(target) for target in targets]).to(self._device)
-            total = all_reduce(weights.sum(), self.groups.data)
-            self._loss_scale = len(targets) * self.groups.data.size / total
+    def _step_sums(self, plan: LayerPlan, *, exact: bool, microbatches: int, num_sources: int) -> StepSums:
+        """What adds up; collective."""
+        total = microbatches * self.groups.data.size
+        if not exact:
+            return PlainSums(
+                self.groups,
+                has_loss=self.is_loss_stage,
+                averaged_over=total,
+                counts_in_norm=self._counts_in_norm,
+                num_sources=num_sources,
+                device=self._device,
+            )
+        ties = [
+            (name_of(weight), AxisGroup(dist.get_rank(group), dist.get_world_size(group), group))
+            for weight, group in self._deepspeed.module.get_tied_weights_and_groups()
+        ]
+        return ExactSums(
+            plan,
+            groups=self.groups,
+            parameters=self._parameters,
+            ties={name: group for name, group in ties if group.size > 1},
+            microbatches=total,
+            has_loss=self.is_loss_stage,
+            counts_in_norm=self._counts_in_norm,
+            num_sources=num_sources,
+            device=self._device,
+        )
 
     def _take_step(self) -> None:
         """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""
         views = list(self._gradient_views())
-        squares = sum_of_squares((g for p, g in views if self._counts_in_norm(p)), self._device)
-        squares, values = self._global_tally(squares)
-        norm, loss = squares.sqrt(), LossTally.mean(values)
-        taken = self._capture is None and may_step(self._gate, loss=loss, grad_norm=norm, world=self.groups.world)
-        self._result = StepResult(loss, norm, values[0], values[1], taken)
+        totals = self._sums.totals(views)
+        taken = self._capture is None and may_step(
+            self._gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world
+        )
+        self._result = StepResult(*totals, taken)
         if self._capture is not None:
             self._capture(views)
         if taken:
-            self._update(norm)
+            self._update(totals.grad_norm)
         self._drop_gradients()
 
     def _update(self, norm: Tensor) -> None:
@@ -283,20 +312,6 @@ class PipelineEngine:
         self._base_optimizer.step()
         if isinstance(optimizer, BF16_Optimizer):
             optimizer.update_lp_params()
-
-    def _global_tally(self, squares: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums this process's part of the squared norm and of the losses over the grid; the same on every process.
-
-        Losses are summed over replicas by the loss stages first. Then each replica adds up the squares of its shards;
-        gradients are equal on all replicas by now, so this is the norm of the whole gradient.
-        """
-        values = self._tally.values.clone()
-        if self.is_loss_stage:
-            all_reduce(values, self.groups.data)
-        if not (self.is_loss_stage and self.groups.tensor.rank == 0):
-            values.zero_()
-        packed = all_reduce(torch.cat([squares.view(1), values.view(-1)]), self.groups.replica)
-        return packed[0], packed[1:].view_as(values)
 
     def _gradient_views(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter with its reduced fp32 gradient, as a view of DeepSpeed's buffer."""
@@ -397,9 +412,8 @@ def _timed(
     return {kind: timed(run) if kind in computing else run for kind, run in instructions.items()}
 
 
-def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerConfig, *, dual: bool) -> Any:
+def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: torch.optim.Optimizer, *, dual: bool) -> Any:
     """Wraps a module in DeepSpeed's engine, as ``deepspeed.initialize`` does for a pipeline, with our subclass."""
-    base = adamw(parameter_groups(module.parameters(), optimizer), optimizer)
     engine: type[Any] = _OneForwardOneBackward
     if dual:
         from megatron_poro.engine.dualpipev import DualPipeV  # only newer DeepSpeeds have it
@@ -409,7 +423,7 @@ def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: Optimizer
         return engine(
             args=None,
             model=module,
-            optimizer=base,
+            optimizer=optimizer,
             mpu=module.mpu(),
             config=settings,
             config_class=DeepSpeedConfig(settings, module.mpu()),

@@ -13,6 +13,7 @@ from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.collectives import all_reduce, copy_to_group, reduce_from_group
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.shards import Initial, ShardSpec, new_parameter
+from megatron_poro.parallel.ties import tied_use
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -47,7 +48,7 @@ class VocabParallelEmbedding(nn.Module):
 
 def vocab_parallel_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Tensor:
     """Logits by the tied embedding: ``[b, s, h]`` -> ``[b, s, v/tp]``, this rank's range of the vocabulary."""
-    return F.linear(copy_to_group(hidden, embedding.group), embedding.weight)
+    return F.linear(copy_to_group(hidden, embedding.group), tied_use(embedding.weight))
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGroup) -> Tensor:

@@ -13,6 +13,7 @@ from megatron_poro.planning.layers import LayerSize, rank_layers, stage_layers
 from megatron_poro.planning.pipeline import most_kept, work_order
 
 _FP32 = 4
+_INT64 = 8
 _FLASH_COLUMNS = 8
 
 
@@ -21,7 +22,7 @@ class MemoryParts(NamedTuple):
 
     Attributes:
         weights: the numbers that layers compute with.
-        gradients: accumulated in fp32.
+        gradients: accumulated in fp32, and in 64-bit integers beside it in a reproducible run.
         optimizer: this process's part of masters and two moments, fp32.
         activations: what forward passes have left for backward passes, at the worst moment.
         recomputed: what one block keeps while it is computed a second time.
@@ -131,7 +132,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         found.append(
             MemoryParts(
                 weights=float(parameters * item),
-                gradients=float(parameters * _FP32),
+                gradients=float(parameters * (_FP32 + (_INT64 if config.engine.reproducible else 0))),
                 optimizer=_optimizer(config, parameters, batch.data_size),
                 activations=most_kept(order, left_behind),
                 recomputed=again if any(layer.role.startswith("blocks") for layer in layers) else 0.0,

@@ -54,6 +54,7 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     ranks, last = rank_layers(config), parallel.pipeline - 1
     item = 2 if config.engine.precision is Precision.BF16 else 4
     width = activation_bytes(config)
+    summed = 8.0 if config.engine.reproducible else 4.0  # bytes of an element of the gradient: int64 or fp32
     found = []
     for rank, layers in enumerate(ranks):
         sums = sum(tensor_sums(layers, config.engine.recompute))
@@ -67,8 +68,8 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
                 tensor=batch.microbatches * sums * ring_bytes(width, parallel.tensor),
                 # activations to one neighbour, gradients to the other; a rank with two stages does both twice
                 pipeline=batch.microbatches * width * neighbours * _stages_per_rank(config),
-                data=ring_bytes(4.0 * parameters, batch.data_size) + gathered,
-                tie=ring_bytes(4.0 * config.model.vocab_size * config.model.hidden_size / parallel.tensor, 2)
+                data=ring_bytes(summed * parameters, batch.data_size) + gathered,
+                tie=ring_bytes(summed * config.model.vocab_size * config.model.hidden_size / parallel.tensor, 2)
                 if tied
                 else 0.0,
             )

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_poro.engine import local
 from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.objective import LossParts
@@ -87,7 +86,7 @@ class _Injected:
             patch(NextToken, "loss", self._bad_loss(NextToken.loss))
         elif fault.place is Place.GRADIENT:
             patch(PipelineEngine, "_take_step", self._bad_gradient(PipelineEngine._take_step))
-            patch(local, "sum_of_squares", self._bad_local_gradient(local.sum_of_squares))
+            patch(LocalEngine, "accumulate", self._bad_local_gradient(LocalEngine.accumulate))
 
     @property
     def _is_due(self) -> bool:
@@ -140,11 +139,10 @@ class _Injected:
 
         return take_step
 
-    def _bad_local_gradient(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def sum_of_squares(gradients: Any, device: torch.device) -> Tensor:
-            counted = list(gradients)
+    def _bad_local_gradient(self, original: Callable[..., None]) -> Callable[..., None]:
+        def accumulate(engine: LocalEngine, microbatches: Any) -> None:
+            original(engine, microbatches)
             if self._is_due:
-                counted[0] *= self._fault.factor
-            return original(counted, device)
+                next(iter(engine.gradients().values())).mul_(self._fault.factor)
 
-        return sum_of_squares
+        return accumulate

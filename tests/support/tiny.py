@@ -43,6 +43,7 @@ def tiny_config(
     attention: AttentionBackend = AttentionBackend.EAGER,
     global_batch: int = 16,
     microbatch: int = 1,
+    reproducible: bool = False,
     **model: Any,
 ) -> TrainConfig:
     """A whole config for the tiny model; what the engine does not read is left out."""
@@ -57,6 +58,7 @@ def tiny_config(
             recompute=recompute,
             attention=attention,
             microbatch_samples=microbatch,
+            reproducible=reproducible,
         ),
         data=DataConfig(sequence_length=16),
         schedule=ScheduleConfig(total_tokens=16 * 16 * 100, global_batch_samples=global_batch, learning_rate=1e-2),

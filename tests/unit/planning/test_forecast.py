@@ -8,7 +8,7 @@ import pytest
 
 from megatron_poro.cli.main import main
 from megatron_poro.config.load import load_config
-from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
 from megatron_poro.planning.forecast import checkpoint_bytes, export_bytes, forecast, save_interval
 from megatron_poro.planning.search import search
 from megatron_poro.planning.traffic import rank_traffic
@@ -64,6 +64,16 @@ def test_traffic_is_what_rings_send() -> None:
     assert last.tensor == microbatches * width * (4 * 2 + 1), "and one for the head"
     assert first.pipeline == last.pipeline == microbatches * width
     assert first.tie == last.tie == 4 * config.model.vocab_size * config.model.hidden_size / 2
+
+
+def test_a_reproducible_run_sends_twice_the_gradient() -> None:
+    config = small(pipeline=2, data=4)
+    config.engine.precision = Precision.FP32  # no weights are gathered
+    plain, *_ = rank_traffic(config, world_size=8)
+    config.engine.reproducible = True
+    exact, *_ = rank_traffic(config, world_size=8)
+    assert (exact.data, exact.tie) == (2 * plain.data, 2 * plain.tie)
+    assert exact.pipeline == plain.pipeline
 
 
 def test_more_recomputation_is_less_memory_and_more_time() -> None:

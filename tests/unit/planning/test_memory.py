@@ -60,6 +60,13 @@ def test_a_block_under_full_recomputation_keeps_its_input() -> None:
     assert saved_bytes(AttentionBackend.EAGER, Recompute.FULL, torch.float32) == bytes_of_input
 
 
+def test_a_reproducible_run_keeps_its_gradient_in_integers_too() -> None:
+    config = poro()
+    config.engine.reproducible = True
+    parts = rank_memory(config, world_size=1024, backend=AttentionBackend.FLASH)
+    assert parts[0].gradients == (4 + 8) * 4_467_309_056
+
+
 def test_poro_34b_needs_what_it_was_seen_to_need() -> None:
     """About 30 of 64 GB were used on every GCD."""
     parts = rank_memory(poro(), world_size=1024, backend=AttentionBackend.FLASH)

@@ -1,0 +1,128 @@
+"""What an engine adds up over the microbatches and processes of a step: losses, gradients, squares of the gradient.
+
+Two implementations. :class:`PlainSums` lets every sum run as it comes, in fp32, and DeepSpeed reduce gradients.
+:class:`~megatron_poro.engine.exact_sums.ExactSums` gives the same bits whatever the order and the grouping.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from megatron_poro.engine.gradients import sum_of_squares
+from megatron_poro.engine.objective import LossParts, Targets
+from megatron_poro.parallel.collectives import all_reduce
+from megatron_poro.parallel.groups import ParallelGroups
+
+Gradients = Iterable[tuple[nn.Parameter, Tensor]]
+"""Parameters of this process with their fp32 gradients, in the parameters' shapes."""
+
+
+class StepTotals(NamedTuple):
+    """Sums over the whole grid, the same on every process.
+
+    Attributes:
+        loss: weighted mean, scalar fp32; NaN if nothing has weight.
+        grad_norm: global L2 norm, scalar fp32.
+        source_loss_sums: fp32 ``[num_sources]``.
+        source_weights: fp32 ``[num_sources]``.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    source_loss_sums: Tensor
+    source_weights: Tensor
+
+
+class StepSums(Protocol):
+    """The sums of one step. What is collective is called by every process of the grid alike."""
+
+    reduces_gradients: ClassVar[bool]
+    """Whether :meth:`reduce_gradients` adds up over replicas and over the ends of a tie; else DeepSpeed has to."""
+
+    def start_step(self, weights: Sequence[Tensor]) -> None:
+        """Forgets the last step. Collective over the processes that compute a loss.
+
+        Args:
+            weights: of this process's microbatches; empty where it computes no loss.
+        """
+        ...
+
+    def start_evaluation(self) -> None:
+        """Forgets the last losses."""
+        ...
+
+    def add_losses(self, parts: LossParts, targets: Targets) -> Tensor:
+        """Notes the losses of a microbatch; returns the scalar to call backward on."""
+        ...
+
+    def reduce_gradients(self, gradients: Gradients) -> None:
+        """Puts the mean gradient over the global batch into ``gradients`` if it is not there. Collective."""
+        ...
+
+    def totals(self, gradients: Gradients) -> StepTotals:
+        """Losses and gradient norm of the step, from reduced gradients. Collective."""
+        ...
+
+
+class PlainSums:
+    """Sums in fp32 in the order in which their terms come; gradients are left to autograd and DeepSpeed.
+
+    Args:
+        groups: the process grid.
+        has_loss: whether this process computes the loss.
+        averaged_over: the sum of all microbatches' gradients is divided by this number before it is used: DeepSpeed's
+            accumulation steps times replicas.
+        counts_in_norm: whether this process adds a parameter to the gradient norm.
+        num_sources: sources of the mixture.
+        device: where losses are computed.
+    """
+
+    reduces_gradients: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        groups: ParallelGroups,
+        *,
+        has_loss: bool,
+        averaged_over: int,
+        counts_in_norm: Callable[[nn.Parameter], bool],
+        num_sources: int,
+        device: torch.device,
+    ) -> None:
+        self._groups, self._has_loss, self._averaged_over = groups, has_loss, averaged_over
+        self._counts_in_norm, self._device = counts_in_norm, device
+        self._sources = torch.zeros(2, num_sources, device=device)  # losses, weights
+        self._loss_scale = torch.ones((), device=device)
+
+    def start_step(self, weights: Sequence[Tensor]) -> None:
+        self._sources.zero_()
+        if self._has_loss:
+            total = all_reduce(torch.stack(list(weights)).to(self._device).sum(), self._groups.data)
+            self._loss_scale = self._averaged_over / total
+
+    def start_evaluation(self) -> None:
+        self._sources.zero_()
+
+    def add_losses(self, parts: LossParts, targets: Targets) -> Tensor:
+        self._sources[0].index_add_(0, targets.sources, parts.sample_loss_sums.float())
+        self._sources[1].index_add_(0, targets.sources, targets.loss_mask.sum(dim=-1).float())
+        return parts.loss_sum * self._loss_scale
+
+    def reduce_gradients(self, gradients: Gradients) -> None:
+        pass
+
+    def totals(self, gradients: Gradients) -> StepTotals:
+        """Sums losses over replicas, on the loss stages, and then both losses and squares over each replica's shards;
+        gradients are equal on all replicas by now, so this is the norm of the whole gradient.
+        """
+        squares = sum_of_squares((g for p, g in gradients if self._counts_in_norm(p)), self._device)
+        values = self._sources.clone()
+        if self._has_loss:
+            all_reduce(values, self._groups.data)
+        if not (self._has_loss and self._groups.tensor.rank == 0):
+            values.zero_()
+        packed = all_reduce(torch.cat([squares.view(1), values.view(-1)]), self._groups.replica)
+        losses, weights = packed[1:].view_as(values)
+        return StepTotals(losses.sum() / weights.sum(), packed[0].sqrt(), losses, weights)
