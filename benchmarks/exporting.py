@@ -5,8 +5,8 @@ parameters (random masters, and moments: 12 bytes a parameter), then writes in t
 same number of bytes as the export has, front to back with one ``fsync`` at the end, and the export. The files of the
 checkpoint are put out of the page cache before each, so that it is read from the disk. Medians over the rounds.
 
-"export" is all that ``poro export --no-parity`` does: every byte of the checkpoint, six times the bytes of the export,
-is compared with its manifest, the masters are read and rounded, and the export is hashed, written and made durable.
+"export" is all that ``poro export --no-parity`` does: the files with the masters, twice the bytes of the export, are
+compared with the manifest, the masters are read and rounded, and the export is hashed, written and made durable.
 "its writing part" is the same without the comparison with the manifest, which takes as long as hashing takes on the
 cores there are. ``--parity`` adds one run with the proof, which is fp32 arithmetic more than reading.
 """

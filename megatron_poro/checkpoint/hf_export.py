@@ -4,8 +4,8 @@ The masters are rounded to the run's format as the engine rounds them, so the ex
 trained, bit for bit. The folder gets its name when everything in it is written, durable and proven equal to the
 checkpoint; an export that is not proven is left beside it as ``<name>.failed``.
 
-Four things happen at once, so that the disk sets the pace: the checkpoint is compared with its manifest, the next
-rows are read and rounded, those before them are written, and what is written is hashed.
+Four things happen at once, so that the disk sets the pace: the files that are read are compared with the manifest,
+the next rows are read and rounded, those before them are written, and what is written is hashed.
 """
 
 import json
@@ -120,8 +120,9 @@ def export_checkpoint(
         max_shard_bytes: largest size of one file's tensors; a larger tensor gets a file of its own. None takes the
             run's ``export.max_shard_bytes``.
         tokenizer: instead of the one in the checkpoint.
-        verify: compare every byte of the checkpoint with its manifest. False is for one that was verified just now:
-            damage would be exported, and a proof, which reads the same bytes, would not see it.
+        verify: compare every file that is read, which those with nothing but moments are not, with the checkpoint's
+            manifest. False is for one that was verified just now: damage would be exported, and a proof, which reads
+            the same bytes, would not see it.
 
     Raises:
         UnprovenError: if the proof is not met.
@@ -133,7 +134,7 @@ def export_checkpoint(
     reader = CheckpointReader(checkpoint)
     try:
         with _claimed(output) as temporary:
-            with intact_at_the_end(reader.path) if verify else nullcontext():
+            with intact_at_the_end(reader.path, reader.files_of_masters) if verify else nullcontext():
                 tokenizer = tokenizer or reader.tokenizer
                 _require_same_tokenizer(reader, tokenizer)
                 limit = max_shard_bytes or int(reader.setting("export.max_shard_bytes", MAX_SHARD_BYTES))

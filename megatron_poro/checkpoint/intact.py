@@ -1,6 +1,6 @@
 """Comparing a checkpoint with its manifest while somebody reads it already."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +14,12 @@ _FILES_AT_ONCE = 8
 
 
 @contextmanager
-def intact_at_the_end(checkpoint: Path) -> Iterator[None]:
-    """Compares every byte of a checkpoint with its manifest beside the block that reads it.
+def intact_at_the_end(checkpoint: Path, files: Collection[str] | None = None) -> Iterator[None]:
+    """Compares a checkpoint with its manifest, byte by byte, beside the block that reads it.
+
+    Args:
+        checkpoint: a step folder.
+        files: those that the block reads; None for all.
 
     Raises:
         CheckpointError: at the end of the block if the checkpoint is damaged; also in place of an error that the block
@@ -23,7 +27,7 @@ def intact_at_the_end(checkpoint: Path) -> Iterator[None]:
     """
     abandoned = Event()
     with ThreadPoolExecutor(1, "verify") as pool:
-        verdict = pool.submit(_problems, checkpoint, abandoned)
+        verdict = pool.submit(_problems, checkpoint, files, abandoned)
         try:
             yield
         except Exception:
@@ -35,12 +39,12 @@ def intact_at_the_end(checkpoint: Path) -> Iterator[None]:
         _refuse(checkpoint, verdict.result())
 
 
-def _problems(checkpoint: Path, abandoned: Event) -> list[str]:
-    portions = -(-len(manifest.read(checkpoint)) // _FILES_AT_ONCE)
+def _problems(checkpoint: Path, files: Collection[str] | None, abandoned: Event) -> list[str]:
+    names = sorted(manifest.read(checkpoint) if files is None else files)
     found: list[str] = []
-    for portion in range(portions):
+    for first in range(0, len(names), _FILES_AT_ONCE):
         if not abandoned.is_set():
-            found += manifest.problems(checkpoint, rank=portion, size=portions)
+            found += manifest.problems(checkpoint, only=names[first : first + _FILES_AT_ONCE])
     return found
 
 

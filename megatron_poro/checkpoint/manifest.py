@@ -6,7 +6,7 @@ also covers itself, so that a damaged record is told from a damaged file. Nothin
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -76,19 +76,22 @@ def read(folder: Path) -> dict[str, FileEntry]:
     return entries
 
 
-def problems(folder: Path, *, rank: int = 0, size: int = 1, checksums: bool = True) -> list[str]:
+def problems(
+    folder: Path, *, rank: int = 0, size: int = 1, checksums: bool = True, only: Collection[str] | None = None
+) -> list[str]:
     """Everything that keeps a folder from being a valid checkpoint, one phrase each; empty means valid.
 
     Args:
         folder: a step folder.
         rank, size: read only every ``size``-th file, from the ``rank``-th on, so that processes can share the work.
         checksums: also compare contents; without it only presence and sizes.
+        only: files to look at; None for all.
     """
     try:
         entries = read(folder)
     except CheckpointError as error:
         return [str(error)]
-    names = sorted(entries)[rank::size]
+    names = [name for name in sorted(entries)[rank::size] if only is None or name in only]
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:  # reading and hashing both leave Python's lock
         found = pool.map(lambda name: _problem(folder / name, name, entries[name], checksums), names)
         return [problem for problem in found if problem is not None]

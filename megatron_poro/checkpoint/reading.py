@@ -124,6 +124,15 @@ class CheckpointReader:
         """
         return read_index(self.path, manifest.read(self.path))
 
+    @cached_property
+    def files_of_masters(self) -> frozenset[str]:
+        """Every file but those that hold nothing but moments."""
+        moments, masters = set[str](), set[str]()
+        for place, stored in self.index.storage_data.items():
+            kind, _ = split_key(place.fqn)
+            (masters if kind is FragmentKind.MASTER else moments).add(stored.relative_path)
+        return frozenset(manifest.read(self.path)) - (moments - masters)
+
     def tensor(self, name: str, kind: FragmentKind = FragmentKind.MASTER) -> Tensor:
         """One full tensor, fp32, on the host.
 

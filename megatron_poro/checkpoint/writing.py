@@ -18,13 +18,18 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_poro.checkpoint.fragment import ChunkedTensor
+from megatron_poro.checkpoint.fragment import ChunkedTensor, split_key
 from megatron_poro.checkpoint.hashed_file import HashedFile
 from megatron_poro.checkpoint.manifest import FileEntry
+from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.parallel.agreement import World
 
 _BUFFER_BYTES = 1 << 20
 """Joins the dozens of small pieces that torch's serialisation makes of a small chunk; a large one passes it by."""
+
+
+_MASTERS, _MOMENTS = 0, 1
+"""Numbers of a process's files. What makes a model of a checkpoint reads and compares only the first, a third of it."""
 
 
 class Written(NamedTuple):
@@ -32,7 +37,7 @@ class Written(NamedTuple):
 
     Attributes:
         chunks: where each of its chunks is, for the index.
-        entries: size and checksum of its file, by name; empty if it owns nothing.
+        entries: size and checksum of its files, by name; empty if it owns nothing.
     """
 
     chunks: list[WriteResult]
@@ -44,28 +49,29 @@ class WritePlan:
 
     def __init__(self, planner: DefaultSavePlanner, own: SavePlan, index: Metadata, *, rank: int) -> None:
         self._planner = planner
-        self._own = own
         self._index = index
-        self._file = f"__{rank}_0.distcp"
+        self._files: dict[str, list[WriteItem]] = {}
+        for item in sorted(own.items, key=_file_number):
+            self._files.setdefault(f"__{rank}_{_file_number(item)}.distcp", []).append(item)
 
     def write(self, folder: Path) -> Written:
-        """Writes this process's chunks into one file and makes it durable. No other process is needed.
+        """Writes this process's chunks and makes their files durable. No other process is needed.
 
         Raises:
             OSError: if the disk refuses.
         """
-        if not self._own.items:
-            return Written([], {})
-        chunks = []
-        with HashedFile(folder / self._file) as file:
-            stream = io.BufferedWriter(_Stream(file), _BUFFER_BYTES)
-            for item in self._own.items:
-                begin = stream.tell()
-                self._write_chunk(item, stream)
-                length = stream.tell() - begin
-                chunks.append(WriteResult(item.index, length, _StorageInfo(self._file, begin, length)))
-            stream.flush()
-        return Written(chunks, {self._file: file.entry})
+        chunks, entries = [], {}
+        for name, items in self._files.items():
+            with HashedFile(folder / name) as file:
+                stream = io.BufferedWriter(_Stream(file), _BUFFER_BYTES)
+                for item in items:
+                    begin = stream.tell()
+                    self._write_chunk(item, stream)
+                    length = stream.tell() - begin
+                    chunks.append(WriteResult(item.index, length, _StorageInfo(name, begin, length)))
+                stream.flush()
+            entries[name] = file.entry
+        return Written(chunks, entries)
 
     def _write_chunk(self, item: WriteItem, stream: IO[bytes]) -> None:
         """A call of its own, so that a chunk is gone when the next is made."""
@@ -92,6 +98,11 @@ def plan_writing(tensors: Mapping[str, ChunkedTensor], *, world: World) -> Write
     plans, index = planner.create_global_plan(world.gather(planner.create_local_plan()))
     own = planner.finish_plan(plans[world.rank])
     return WritePlan(planner, dataclasses.replace(own), index, rank=world.rank)
+
+
+def _file_number(item: WriteItem) -> int:
+    kind, _ = split_key(item.index.fqn)
+    return _MASTERS if kind is FragmentKind.MASTER else _MOMENTS
 
 
 class _Stream(io.RawIOBase):

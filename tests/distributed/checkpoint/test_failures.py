@@ -106,7 +106,7 @@ def save_two(folder: Path) -> None:
 
 def test_damage_that_one_process_finds_is_known_to_all(tmp_path: Path) -> None:
     run_ranks(save_two, tmp_path, world=2)
-    for name in ("__0_0.distcp", "__1_0.distcp"):  # each process hashes one of the two
+    for name in ("__0_0.distcp", "__0_1.distcp"):  # each process hashes one of the two
         path = tmp_path / "step_00000002" / name
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

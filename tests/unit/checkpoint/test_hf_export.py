@@ -430,11 +430,23 @@ def test_an_export_that_exists_is_not_touched(checkpoint: Path, tmp_path: Path) 
         export_checkpoint(checkpoint, tmp_path / "1k", prove=None)
 
 
-def test_a_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "step_00000005"
+def with_a_damaged_file(checkpoint: Path, folder: Path, name: str) -> Path:
+    damaged = folder / "step_00000005"
     shutil.copytree(checkpoint, damaged)
-    content = (damaged / "__0_0.distcp").read_bytes()
-    (damaged / "__0_0.distcp").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    return damaged
+
+
+def test_moments_are_neither_read_nor_compared(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = with_a_damaged_file(checkpoint, tmp_path, "__0_1.distcp")
+    export_checkpoint(damaged, tmp_path / "out", prove=None)
+    with pytest.raises(CheckpointError, match=r"__0_1.distcp does not have the checksum"):
+        CheckpointReader(damaged).require_intact()
+
+
+def test_a_damaged_checkpoint_is_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    damaged = with_a_damaged_file(checkpoint, tmp_path, "__0_0.distcp")
     with pytest.raises(CheckpointError, match=r"__0_0.distcp does not have the checksum"):
         export_checkpoint(damaged, tmp_path / "out", prove=None)
     assert not (tmp_path / "out").exists()
