@@ -81,7 +81,7 @@ class ChainedRun:
 
     def submit(self, *more: str, check: bool = True) -> str:
         """Submits the run."""
-        self._write_cluster()
+        self.write_cluster()
         toy = self.corpora.arguments(
             self.folder / "runs",
             f"schedule.total_tokens={self.steps * TOKENS_PER_STEP}",
@@ -95,7 +95,8 @@ class ChainedRun:
         """Words that choose the simulated cluster."""
         return ("--config-dir", str(self.folder / "configs"), "cluster=sim")
 
-    def _write_cluster(self) -> None:
+    def write_cluster(self) -> None:
+        """Writes what :attr:`on_cluster` names; ``submit`` does it by itself."""
         configs = self.folder / "configs"
         for name in ("cluster", "sites"):
             (configs / name).mkdir(parents=True, exist_ok=True)
