@@ -60,7 +60,7 @@ def test_inspect_prints_the_state_and_every_tensor(run: Path, capsys: pytest.Cap
 def test_verify_says_valid_with_status_0(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(run)]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("step_00000005: valid, 6 files, 1.")
+    assert first.startswith("step_00000005: valid, 7 files, 1.")
     assert second.startswith("step_00000010: valid")
 
 
