@@ -18,6 +18,7 @@ from megatron_poro.config.run import TrainConfig
 from megatron_poro.errors import DivergedError, PoroError, ReplicaError
 from megatron_poro.schedule.plan import plan_run
 from megatron_poro.train.exit_code import ExitCode
+from megatron_poro.train.watchdog import delaying_since
 
 GO, FINISHED, STOPPED, LOOK, CONTINUE, RETRY = "go", "finished", "stopped", "look", "continue", "retry"
 
@@ -30,6 +31,20 @@ _NOTED_FAILURES = 16
 
 KILLED = tuple(range(128, 160))
 """Exit codes of a command that a signal ended."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Who ended an attempt, on which node, and how."""
+
+    who: str
+    host: str
+    how: str
+
+    @property
+    def what(self) -> str:
+        """Without the node."""
+        return f"{self.who} {self.how}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def end(
 ) -> str:
     """What follows from the end of a job: ``finished``, ``stopped``, ``look`` or ``continue``.
 
-    The node of the task that failed first gets a strike.
+    The node of the task that failed first, or that the others waited for in vain, gets a strike.
 
     Args:
         folder: the jobs of the run.
@@ -91,7 +106,9 @@ def end(
         leaving: why the job was told to leave; empty if it was not.
     """
     settings, step = folder.settings(), saved_step(folder.run)
-    first = _first(failures)
+    history = ledger.read(folder.ledger)
+    attempt = next((one for one in history.attempts if (one.job, one.restart) == (job, restart)), None)
+    fault = None if leaving or attempt is None else _fault(folder, attempt, failures)
     verdict = CONTINUE
     if step >= last_step(folder.config(), world_size=settings.nodes * settings.tasks_per_node):
         verdict = FINISHED
@@ -99,12 +116,10 @@ def end(
         verdict = STOPPED
     elif leaving == f"{PREFLIGHT}: {LOOK}" or {code, *(failure.code for failure in failures)} & set(NEEDS_A_PERSON):
         verdict = LOOK
-    elif first is not None and not leaving:
-        strike(folder, first.host, f"rank {first.rank} ended with {first.code} in job {job}", job=job, restart=restart)
-    history = ledger.read(folder.ledger)
-    for attempt in history.attempts:
-        if (attempt.job, attempt.restart) == (job, restart):
-            attempt.leaving = leaving
+    elif fault is not None:
+        strike(folder, fault.host, f"{fault.what} in job {job}", job=job, restart=restart)
+    if attempt is not None:
+        attempt.leaving = leaving
     if verdict == CONTINUE and history.fruitless(step) >= settings.max_fruitless_jobs:
         verdict = LOOK
     ledger.append(
@@ -117,7 +132,7 @@ def end(
         leaving=leaving,
         failures=[vars(failure) for failure in sorted(failures, key=lambda one: one.unix_seconds)[:_NOTED_FAILURES]],
         verdict=verdict,
-        reason=_reason(code, first, leaving),
+        reason=_reason(code, fault, leaving),
     )
     return verdict
 
@@ -145,17 +160,33 @@ def read_failures(path: Path) -> list[Failure]:
 
 
 def _first(failures: Sequence[Failure]) -> Failure | None:
-    """The task that failed first, and not because it was told to leave, or missed another or waited for it."""
-    effects = (*NEEDS_A_PERSON, ExitCode.LOST_PEER, ExitCode.HUNG, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+    """The task that failed first, and not because it was told to leave or missed another."""
+    effects = (*NEEDS_A_PERSON, ExitCode.LOST_PEER, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
     own = [failure for failure in failures if failure.code not in effects]
     return min(own, key=lambda failure: failure.unix_seconds, default=None)
 
 
-def _reason(code: int | None, first: Failure | None, leaving: str) -> str:
+def _fault(folder: JobFolder, attempt: ledger.Attempt, failures: Sequence[Failure]) -> _Fault | None:
+    """What ended an attempt, if it was one node's doing.
+
+    Once a process has found the run hung, all others are ended, one way or another: how they failed says nothing then.
+    """
+    if any(failure.code == ExitCode.HUNG for failure in failures):
+        ranks = delaying_since(folder.run, attempt.started)
+        per_node = folder.settings().tasks_per_node  # srun lays them out in blocks
+        hosts = {attempt.hosts[rank // per_node] for rank in ranks if rank // per_node < len(attempt.hosts)}
+        return _Fault(f"rank {ranks[0]}", hosts.pop(), "did not get on") if len(hosts) == 1 else None
+    first = _first(failures)
+    if first is None:
+        return None
+    how = f"was ended by signal {first.code - 128}" if first.code in KILLED else f"ended with {first.code}"
+    return _Fault(f"rank {first.rank}", first.host, how)
+
+
+def _reason(code: int | None, fault: _Fault | None, leaving: str) -> str:
     """Why an attempt ended, in some words."""
-    if first is not None and not leaving:
-        how = f"was ended by signal {first.code - 128}" if first.code in KILLED else f"ended with {first.code}"
-        return f"rank {first.rank} on {first.host} {how}"
+    if fault is not None:
+        return f"{fault.who} on {fault.host} {fault.how}"
     if leaving.startswith(PREFLIGHT):
         return "the pre-flight found a fault; nothing was started"
     told = {"time limit": "time limit", "cancelled": "cancelled or requeued"}.get(leaving, "")

@@ -100,8 +100,8 @@ def capture(*, rank: int, phase: str, marks: int, quiet_seconds: float) -> Stack
     return Stacks(rank, phase, marks, quiet_seconds, threads)
 
 
-def odd_ones(stacks: Sequence[Stacks], ranks: Iterable[int]) -> list[int]:
-    """The ranks that keep the others waiting, as far as stacks can tell; empty if they cannot.
+def delaying_ones(stacks: Sequence[Stacks], ranks: Iterable[int]) -> list[int]:
+    """The ranks that do not come to where the others wait: their machine may be at fault, the program is not.
 
     Args:
         stacks: of the processes that could write them.
@@ -111,8 +111,18 @@ def odd_ones(stacks: Sequence[Stacks], ranks: Iterable[int]) -> list[int]:
     if missing:
         return missing
     busy = [one.rank for one in stacks if not one.is_waiting]
-    if busy and len(busy) < len(stacks):
-        return busy
+    return busy if len(busy) < len(stacks) else []
+
+
+def odd_ones(stacks: Sequence[Stacks], ranks: Iterable[int]) -> list[int]:
+    """The ranks that keep the others waiting, as far as stacks can tell; empty if they cannot.
+
+    Args:
+        stacks: of the processes that could write them.
+        ranks: all processes.
+    """
+    if delaying := delaying_ones(stacks, ranks):
+        return delaying
     for place in (_marks, _calls):
         counted = Counter(map(place, stacks))
         rarest = min(counted.values())

@@ -2,8 +2,9 @@
 
 The main thread says what it is doing (:meth:`Watchdog.phase`). When it has said nothing for ``guards.hang_seconds``,
 its watchdog writes its stacks to ``<run>/stacks/hang_<session>/rank_NNN.txt``; that the folder is there tells the
-others to do the same. The lowest rank that could write reads all of them, names the odd one, and every process leaves
-with ``ExitCode.HUNG``. A process that is stopped cannot leave by itself: another one of its machine ends it.
+others to do the same. The lowest rank that could write reads all of them, names the odd one in ``report.txt`` (and in
+``delaying.txt``, for job scripts, the ranks that others wait for), and every process leaves with ``ExitCode.HUNG``. A
+process that is stopped cannot leave by itself: another one of its machine ends it.
 
 Notable: nothing here communicates but through files, because communication is what hangs. If even this thread cannot
 go on (native code holds the interpreter, or a disk or a terminal does not take what it writes), a timer of
@@ -26,11 +27,12 @@ from megatron_poro.config.guards import GuardsConfig
 from megatron_poro.logs import get_logger
 from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.peers import Peer
-from megatron_poro.train.stacks import Stacks, capture, report
+from megatron_poro.train.stacks import Stacks, capture, delaying_ones, report
 
 STACKS_FOLDER = "stacks"
 DUMP_REQUEST = Path("control") / "dump-stacks"
 REPORT_NAME = "report.txt"
+DELAYING_NAME = "delaying.txt"
 
 TICK_SECONDS = 0.5
 _REQUEST_TICKS = 4
@@ -50,6 +52,18 @@ _TIMER_SECONDS = 3.0
 """By how much the timer of last resort is later than the watchdog."""
 
 logger = get_logger(__name__)
+
+
+def delaying_since(folder: Path, since: float) -> list[int]:
+    """The ranks that held up a run when it last hung, in order; empty if it has not, or nobody can tell.
+
+    Args:
+        folder: of the run.
+        since: hangs before this time, in seconds since 1970, do not count.
+    """
+    told = [(path.stat().st_mtime, path) for path in (folder / STACKS_FOLDER).glob(f"hang_*/{DELAYING_NAME}")]
+    when, newest = max(told, default=(0.0, folder))
+    return [int(line) for line in newest.read_text().split()] if when >= since and told else []
 
 
 @dataclass(frozen=True)
@@ -178,6 +192,8 @@ class Watchdog:
                 heading = (
                     f"no process has got on for {time.monotonic() - self._mark.at:.0f} s. Stacks: {self._hang_folder}"
                 )
+                delaying = delaying_ones(told, [peer.rank for peer in self.peers])
+                (self._hang_folder / DELAYING_NAME).write_text("".join(f"{rank}\n" for rank in delaying))
                 self._tell([heading, *report(told, self.peers)], self._hang_folder)
             else:
                 self._wait_for(self._hang_folder / REPORT_NAME, began + _GATHER_SECONDS + _REPORT_SECONDS)

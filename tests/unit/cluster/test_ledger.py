@@ -1,6 +1,7 @@
 """The ledger of a run's jobs, and what is decided from it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -112,11 +113,41 @@ def test_jobs_that_end_without_a_word_are_failures(folder: JobFolder) -> None:
 
 def test_the_node_that_failed_first_gets_the_strike(folder: JobFolder) -> None:
     begin(folder)
-    waited = Failure(1.0, "d", 1, ExitCode.HUNG)
-    failures = (waited, Failure(9.0, "a", 0, ExitCode.LOST_PEER), Failure(3.5, "c", 9, 137), Failure(3.0, "b", 7, 143))
+    failures = (Failure(9.0, "a", 0, ExitCode.LOST_PEER), Failure(3.5, "c", 9, 137), Failure(3.0, "b", 7, 143))
     end(folder, code=77, failures=failures)
-    assert ledger.read(folder.ledger).strikes == {"c": ["rank 9 ended with 137 in job 1"]}
+    assert ledger.read(folder.ledger).strikes == {"c": ["rank 9 was ended by signal 9 in job 1"]}
     assert ledger.read(folder.ledger).attempts[0].reason == "rank 9 on c was ended by signal 9"
+
+
+@pytest.mark.parametrize(
+    ("delaying", "strikes"),
+    [
+        ("1\n", {"b": ["rank 1 did not get on in job 1"]}),
+        ("", {}),
+        ("0\n1\n", {}),  # not one node's doing
+    ],
+    ids=["one", "nobody can tell", "two"],
+)
+def test_the_node_that_the_others_waited_for_gets_the_strike(
+    folder: JobFolder, delaying: str, strikes: dict[str, list[str]]
+) -> None:
+    begin(folder)
+    hang = folder.run / "stacks" / "hang_s"
+    hang.mkdir(parents=True)
+    (hang / "delaying.txt").write_text(delaying)
+    # the one that was stopped went on when it was told to leave, and failed in some way
+    end(folder, code=76, failures=(Failure(1.0, "b", 1, 1), Failure(1.1, "a", 0, ExitCode.HUNG)))
+    assert ledger.read(folder.ledger).strikes == strikes
+
+
+def test_a_hang_of_an_earlier_job_is_forgotten(folder: JobFolder) -> None:
+    old = folder.run / "stacks" / "hang_s" / "delaying.txt"
+    old.parent.mkdir(parents=True)
+    old.write_text("1\n")
+    os.utime(old, (1.0, 1.0))
+    begin(folder)
+    end(folder, code=76, failures=(Failure(1.1, "a", 0, ExitCode.HUNG),))
+    assert ledger.read(folder.ledger).strikes == {}
 
 
 def test_no_node_is_to_blame_for_a_job_that_was_told_to_leave(folder: JobFolder) -> None:
@@ -154,7 +185,7 @@ def test_job_scripts_find_the_answer_in_a_file(folder: JobFolder, monkeypatch: p
     assert (attempt / "verdict").read_text() == "continue\n"
     (one,) = ledger.read(folder.ledger).attempts
     assert (one.job, one.restart, one.hosts, one.code) == ("7", 1, ["a", "b"], 75)
-    assert ledger.read(folder.ledger).strikes == {"b": ["rank 1 ended with 137 in job 7"]}
+    assert ledger.read(folder.ledger).strikes == {"b": ["rank 1 was ended by signal 9 in job 7"]}
 
 
 def test_failures_are_read_as_tasks_write_them(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from megatron_poro.train.peers import Peer
-from megatron_poro.train.stacks import Frame, Stacks, capture, odd_ones, report
+from megatron_poro.train.stacks import Frame, Stacks, capture, delaying_ones, odd_ones, report
 
 WAITING = (
     Frame("torch/distributed/distributed_c10d.py", 3000, "all_reduce"),
@@ -63,6 +63,18 @@ def test_stacks_of_this_process_hold_all_threads_but_the_one_that_asks() -> None
 def test_odd_one_is_found(frames: list[tuple[Frame, ...] | None], marks: list[int], odd: list[int]) -> None:
     stacks = [_stacks(rank, one, marks=marks[rank]) for rank, one in enumerate(frames) if one is not None]
     assert odd_ones(stacks, range(len(frames))) == odd
+
+
+@pytest.mark.parametrize(
+    ("frames", "delaying"),
+    [([WAITING, None], [1]), ([BUSY, WAITING], [0]), ([BUSY, BUSY], []), ([WAITING, ELSEWHERE], [])],
+    ids=["no stacks", "busy", "all busy", "a bug"],
+)
+def test_only_who_does_not_wait_keeps_the_others_waiting(
+    frames: list[tuple[Frame, ...] | None], delaying: list[int]
+) -> None:
+    stacks = [_stacks(rank, one, marks=7) for rank, one in enumerate(frames) if one is not None]
+    assert delaying_ones(stacks, range(len(frames))) == delaying
 
 
 def test_report_names_the_odd_one_with_its_place_and_groups_the_others() -> None:

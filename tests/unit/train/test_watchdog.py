@@ -14,7 +14,7 @@ from megatron_poro.config.guards import GuardsConfig
 from megatron_poro.train import watchdog as module
 from megatron_poro.train.exit_code import ExitCode
 from megatron_poro.train.peers import Peer
-from megatron_poro.train.watchdog import Watchdog
+from megatron_poro.train.watchdog import Watchdog, delaying_since
 from tests.support.deaths import in_child
 
 PATIENT = GuardsConfig(hang_seconds=600.0, hang_startup_seconds=600.0)
@@ -140,6 +140,8 @@ def test_stopped_process_is_ended_by_its_neighbour(tmp_path: Path, child: Peer) 
     assert left.code == ExitCode.HUNG
     assert _soon(child.is_gone)
     assert "rank 1" in (tmp_path / "stacks" / "hang_s" / "report.txt").read_text()
+    assert delaying_since(tmp_path, 0.0) == [1]
+    assert delaying_since(tmp_path, time.time() + 60.0) == []
 
 
 def test_another_process_with_the_same_id_is_not_the_peer(child: Peer) -> None:
