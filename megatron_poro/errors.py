@@ -50,6 +50,12 @@ class ReplicaError(PoroError):
     exit_status = 79
 
 
+class RunInUseError(PoroError):
+    """Another job writes to the run: the same command succeeds when that one has ended."""
+
+    exit_status = 80
+
+
 class HubError(PoroError):
     """A repository on the Hub refuses us, or holds what is not this run's."""
 

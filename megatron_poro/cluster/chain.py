@@ -161,7 +161,7 @@ def read_failures(path: Path) -> list[Failure]:
 
 def _first(failures: Sequence[Failure]) -> Failure | None:
     """The task that failed first, and not because it was told to leave or missed another."""
-    effects = (*NEEDS_A_PERSON, ExitCode.LOST_PEER, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+    effects = (*NEEDS_A_PERSON, ExitCode.LOST_PEER, ExitCode.IN_USE, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
     own = [failure for failure in failures if failure.code not in effects]
     return min(own, key=lambda failure: failure.unix_seconds, default=None)
 
@@ -193,6 +193,8 @@ def _reason(code: int | None, fault: _Fault | None, leaving: str) -> str:
     match code:
         case ExitCode.FINISHED:
             return "ended as it should"
+        case ExitCode.IN_USE:
+            return "another job had the run"
         case ExitCode.STOPPED:
             return f"{told or 'asked to stop'}; saved"
         case None:

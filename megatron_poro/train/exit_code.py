@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-from megatron_poro.errors import DivergedError, ReplicaError
+from megatron_poro.errors import DivergedError, ReplicaError, RunInUseError
 
 
 class ExitCode(IntEnum):
@@ -33,6 +33,10 @@ class ExitCode(IntEnum):
     REPLICAS_DIFFER = ReplicaError.exit_status
     """Values that processes must hold alike are not alike; nothing was saved after that was found. Start again without
     the machine that was named; its memory or its arithmetic is at fault."""
+
+    IN_USE = RunInUseError.exit_status
+    """Another job writes to the run, or has taken it over from this one; this one wrote nothing after that. Start again
+    when the other one has ended."""
 
     INTERRUPTED = 130
     """Ctrl-C; nothing was saved."""

@@ -65,7 +65,8 @@ class RunFolder:
         A job that is started again by a scheduler can meet the one it replaces, and two writers would spoil both.
 
         Raises:
-            ConfigError: if the folder cannot be made, or another job holds it.
+            ConfigError: if the folder cannot be made.
+            RunInUseError: if another job holds it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import IO
 
-from megatron_poro.errors import ConfigError, UnsavableError
+from megatron_poro.errors import RunInUseError, UnsavableError
 from megatron_poro.logs import get_logger
 
 LEASE_FOLDER = "lease"
@@ -39,6 +39,8 @@ logger = get_logger(__name__)
 
 class LeaseLostError(UnsavableError):
     """Another job has taken the run over; this one may not write to it any more."""
+
+    exit_status = RunInUseError.exit_status
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Lease:
             Whether it was taken from a silent holder that may be frozen and wake up one day.
 
         Raises:
-            ConfigError: if another job holds the run.
+            RunInUseError: if another job holds the run.
             OSError: if a file cannot be made.
         """
         self._folder.mkdir(exist_ok=True)
@@ -172,7 +174,7 @@ class Lease:
         """Waits for as long as a holder promises to beat; returns False if it lets go meanwhile.
 
         Raises:
-            ConfigError: as soon as it beats.
+            RunInUseError: as soon as it beats.
         """
         holder = _decode(content)
         seconds = max(self._record.seconds, 0.0 if holder is None else holder.seconds)
@@ -245,9 +247,9 @@ class Lease:
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
 
-    def _in_use(self, holder: LeaseRecord | None) -> ConfigError:
+    def _in_use(self, holder: LeaseRecord | None) -> RunInUseError:
         who = "another job" if holder is None else f"another job ({holder})"
-        return ConfigError(
+        return RunInUseError(
             f"run folder {self._folder.parent} is in use by {who}; wait until it has ended, or choose another run.name."
         )
 

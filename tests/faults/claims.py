@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_poro.errors import ConfigError
+from megatron_poro.errors import RunInUseError
 from megatron_poro.train import lease
 from megatron_poro.train.folder import RunFolder
 from tests.faults.tally import Budget, Tally
@@ -70,7 +70,7 @@ def _hold(path: Path, name: str, work: Callable[[], None], *, dies: bool) -> int
     folder = RunFolder(path, lease_seconds=LEASE_SECONDS)
     try:
         folder.claim()
-    except ConfigError:
+    except RunInUseError:
         return REFUSED
     _note(path / "holders", f"{name} has it")
     work()

@@ -127,7 +127,7 @@ def _at_once(jobs: _Jobs, rng: random.Random, *, machines: tuple[str, str], lock
         assert "done." in told, told
         assert commits == {"one"} or commits == {"two"}, commits
     else:
-        assert codes == [ExitCode.FINISHED, ExitCode.BAD_INPUT], f"{codes}\n{told}"
+        assert codes == [ExitCode.FINISHED, ExitCode.IN_USE], f"{codes}\n{told}"
         assert "in use by another job" in told, told
         assert len(commits) == 1, f"commits by {commits}\n{told}"
 
@@ -156,7 +156,7 @@ def _frozen_here(jobs: _Jobs, rng: random.Random) -> None:
     with jobs.job("frozen") as frozen:
         _freeze(jobs, frozen, rng)
         with jobs.job("two") as two:
-            assert two.wait(ENOUGH_SECONDS) == [ExitCode.BAD_INPUT], two.output()
+            assert two.wait(ENOUGH_SECONDS) == [ExitCode.IN_USE], two.output()
         frozen.signal(signal.SIGCONT)
         assert frozen.wait(ENOUGH_SECONDS) == [ExitCode.FINISHED], frozen.output()
     assert set(jobs.commits()) == {"frozen"}
@@ -174,7 +174,7 @@ def _frozen_elsewhere(jobs: _Jobs, rng: random.Random) -> None:
             else:
                 two.wait(ENOUGH_SECONDS)
             frozen.signal(signal.SIGCONT)
-            assert frozen.wait(ENOUGH_SECONDS) == [ExitCode.BAD_INPUT], frozen.output()
+            assert frozen.wait(ENOUGH_SECONDS) == [ExitCode.IN_USE], frozen.output()
             assert "taken over" in frozen.output(), frozen.output()
             assert two.wait(ENOUGH_SECONDS) == [ExitCode.FINISHED], two.output()
     after = jobs.commits()[len(before) :]
@@ -190,7 +190,7 @@ def _frozen_for_a_moment(jobs: _Jobs, rng: random.Random) -> None:
             frozen.signal(signal.SIGCONT)
             codes = (frozen.wait(ENOUGH_SECONDS), two.wait(ENOUGH_SECONDS))
             told = frozen.output() + two.output()
-    assert codes == ([ExitCode.FINISHED], [ExitCode.BAD_INPUT]), f"{codes}\n{told}"
+    assert codes == ([ExitCode.FINISHED], [ExitCode.IN_USE]), f"{codes}\n{told}"
     assert set(jobs.commits()) == {"frozen"}
 
 

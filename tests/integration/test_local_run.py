@@ -303,10 +303,10 @@ def test_run_without_a_checkpoint_starts_over_with_clean_metrics(corpora: ToyCor
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def _refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+def _refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: ExitCode = ExitCode.BAD_INPUT) -> str:
     """The sentences with which a command line is refused, one per problem."""
     capsys.readouterr()
-    assert main(arguments) == ExitCode.BAD_INPUT
+    assert main(arguments) == code
     told = capsys.readouterr().err
     sentences = [line for line in told.splitlines() if line.startswith("poro train: ")]
     assert 0 < len(sentences) == len(set(sentences)), told
@@ -414,7 +414,7 @@ def test_folder_in_use_by_another_job_is_refused(
 
     def start_again(done: int) -> None:
         if done == 2:
-            second.append(_refused(capsys, corpora.arguments(tmp_path)))
+            second.append(_refused(capsys, corpora.arguments(tmp_path), ExitCode.IN_USE))
 
     with pytest.MonkeyPatch.context() as patch:
         _hook_steps(patch, start_again)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_poro.train.exit_code import ExitCode
+from megatron_poro.train.lease import Lease
 from tests.slurm.chained_run import REPLICAS, TWO_NODES, ChainedRun
 from tests.support.slurm.simulation import wait_for
 
@@ -163,6 +164,28 @@ def test_held_job_waits_and_goes_on_when_it_is_released(chained: Make, undisturb
     run.wait_until_done()
     run.assert_complete()
     assert run.loss() == undisturbed["one"]
+
+
+def test_job_that_meets_another_on_the_run_is_followed_by_the_next(
+    chained: Make, undisturbed: dict[str, float]
+) -> None:
+    run = chained(cluster={"max_fruitless_jobs": 99})
+    run.run_folder.mkdir(parents=True)
+    by_hand = Lease(run.run_folder, seconds=60.0)
+    by_hand.acquire()
+    run.submit()
+    wait_for(lambda: run.events("end"), seconds=300, what="end of the first job")
+    by_hand.release()
+    run.wait_until_done()
+    run.assert_complete()
+    assert run.loss() == undisturbed["one"]
+    first = run.events("end")[0]
+    assert (first["code"], first["verdict"], first["reason"]) == (
+        ExitCode.IN_USE,
+        "continue",
+        "another job had the run",
+    )
+    assert run.events("strike") == []
 
 
 def test_job_that_cannot_queue_the_next_one_queues_itself(

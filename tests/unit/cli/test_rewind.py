@@ -13,10 +13,10 @@ from megatron_poro.train.lineage import read_record
 from tests.unit.train.run_on_disk import contents, lines, train
 
 
-def _told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def _told(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) -> str:
     """The sentence with which a command line is refused."""
     capsys.readouterr()
-    assert main(["rewind", *words]) == 2
+    assert main(["rewind", *words]) == status
     return capsys.readouterr().err
 
 
@@ -48,7 +48,7 @@ def test_run_that_a_job_holds_is_left_alone(tmp_path: Path, capsys: pytest.Captu
     folder = RunFolder(tmp_path, job="1234")
     folder.claim()
     before = contents(tmp_path / "checkpoints")
-    assert "in use by another job (job 1234, process" in _told(capsys, str(tmp_path), "--to", "3")
+    assert "in use by another job (job 1234, process" in _told(capsys, str(tmp_path), "--to", "3", status=80)
     assert contents(tmp_path / "checkpoints") == before
     folder.release()
     assert main(["rewind", str(tmp_path), "--to", "3"]) == 0

@@ -80,7 +80,7 @@ def test_what_would_come_to_the_same_again_needs_a_person(folder: JobFolder, cod
     assert ledger.read(folder.ledger).strikes == {}
 
 
-@pytest.mark.parametrize("code", [ExitCode.BUG, ExitCode.HUNG, ExitCode.LOST_PEER, 137, None])
+@pytest.mark.parametrize("code", [ExitCode.BUG, ExitCode.HUNG, ExitCode.LOST_PEER, ExitCode.IN_USE, 137, None])
 def test_what_may_be_better_next_time_is_tried_again_but_not_for_ever(folder: JobFolder, code: int | None) -> None:
     verdicts = []
     for job in range(1, 4):
@@ -138,6 +138,13 @@ def test_the_node_that_the_others_waited_for_gets_the_strike(
     # the one that was stopped went on when it was told to leave, and failed in some way
     end(folder, code=76, failures=(Failure(1.0, "b", 1, 1), Failure(1.1, "a", 0, ExitCode.HUNG)))
     assert ledger.read(folder.ledger).strikes == strikes
+
+
+def test_no_node_is_to_blame_for_a_run_that_another_job_had(folder: JobFolder) -> None:
+    begin(folder)
+    end(folder, code=ExitCode.IN_USE, failures=(Failure(1.0, "a", 0, ExitCode.IN_USE),))
+    assert ledger.read(folder.ledger).strikes == {}
+    assert ledger.read(folder.ledger).attempts[0].reason == "another job had the run"
 
 
 def test_a_hang_of_an_earlier_job_is_forgotten(folder: JobFolder) -> None:

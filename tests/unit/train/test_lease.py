@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pytest
 
 from megatron_poro.config.run import RunSection
-from megatron_poro.errors import ConfigError
+from megatron_poro.errors import RunInUseError
 from megatron_poro.train.control import Notice
 from megatron_poro.train.folder import RunFolder
 from megatron_poro.train.lease import Lease, LeaseLostError
@@ -48,7 +48,7 @@ def test_second_job_is_refused_at_once_and_told_who_is_there(tmp_path: Path) -> 
     first = lease(tmp_path, job="4711")
     assert first.acquire() is False
     began = time.monotonic()
-    with pytest.raises(ConfigError, match=rf"in use by another job \(job 4711, process {os.getpid()} on "):
+    with pytest.raises(RunInUseError, match=rf"in use by another job \(job 4711, process {os.getpid()} on "):
         lease(tmp_path, seconds=60).acquire()
     assert time.monotonic() - began < 10
     first.require_held()
@@ -89,7 +89,7 @@ def test_run_of_a_dead_job_of_another_machine_is_free_after_its_silence(tmp_path
 def test_job_that_beats_is_seen_from_a_machine_that_knows_no_lock(tmp_path: Path) -> None:
     first = lease(tmp_path, "a")
     first.acquire()
-    with pytest.raises(ConfigError, match="in use by another job"):
+    with pytest.raises(RunInUseError, match="in use by another job"):
         lease(tmp_path, "b").acquire()
     first.require_held()
     first.release()
@@ -133,7 +133,7 @@ def test_one_of_two_that_waited_for_the_same_silence_gets_the_run(tmp_path: Path
         go.wait()
         try:
             outcomes.append(one.acquire())
-        except ConfigError:
+        except RunInUseError:
             outcomes.append(None)
 
     threads = [Thread(target=launch, args=(machine,)) for machine in ("b", "c", "d")]
@@ -156,7 +156,7 @@ def test_job_that_was_overtaken_at_the_last_moment_does_not_get_the_run(
         return True if one is quick else quick.acquire()
 
     monkeypatch.setattr(Lease, "_wait_for_silence", overtaken)
-    with pytest.raises(ConfigError, match="in use by another job"):
+    with pytest.raises(RunInUseError, match="in use by another job"):
         slow.acquire()
     quick.require_held()
 
