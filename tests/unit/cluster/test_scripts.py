@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,22 @@ def test_a_task_tells_its_command_its_numbers_and_notes_how_it_ended(tmp_path: P
     assert not (tmp_path / "train.failures").exists()
     assert end_of_task(3, rank=9) == 3
     assert (tmp_path / "train.failures").read_text().split()[1:] == ["nid005000", "9", "3"]
+
+
+def test_image_without_a_new_enough_torch_is_refused(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')  # -S: no packages
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", slurm_folder() / "container" / "install.sh"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no PyTorch 2.13 or newer" in done.stderr
+
+
+def test_image_is_made_of_files_that_exist() -> None:
+    definition = (slurm_folder() / "container" / "poro.def").read_text(encoding="utf-8")
+    copied = [line.split()[0] for line in definition.partition("%files")[2].partition("%post")[0].splitlines() if line]
+    assert copied == ["pyproject.toml", "slurm/container/install.sh"]
+    assert all((ROOT / name).is_file() for name in copied)
