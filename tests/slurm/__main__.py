@@ -1,8 +1,9 @@
 """``python -m tests.slurm --minutes M --seed S``: runs on a real Slurm to which something happens again and again.
 
-Each trial is a toy run with a seed of its own. At random moments its job is requeued, cancelled or told to save, one of
-its processes is killed, or one of its nodes loses power. In the end the run must be complete: every step once, one run
-folder, and the last loss bit for bit that of a run that was left in peace.
+In the first trial the job is requeued twenty times, each time from another working directory. Each other trial has a
+seed of its own: at random moments the job is requeued, cancelled or told to save, a process is killed, or a node loses
+power. In the end the run must be complete: every step once, one run folder, and the last loss bit for bit that of a run
+that was left in peace.
 """
 
 import argparse
@@ -40,6 +41,8 @@ def cut_power(run: ChainedRun, chance: random.Random) -> None:
     time.sleep(chance.uniform(0, 30))
     run.slurm.node("poweron", host)
 
+
+REQUEUES = 20
 
 EVENTS: tuple[Callable[[ChainedRun, random.Random], None], ...] = (
     requeue,
@@ -80,6 +83,30 @@ def trial(run: ChainedRun, seed: int, *, events: int) -> list[str]:
     return happened
 
 
+def requeued(run: ChainedRun, times: int) -> None:
+    """Requeues the job of a run so many times, evenly over its steps, each time from another working directory."""
+    run.submit()
+    for number in range(times):
+        wait_for(
+            lambda number=number: is_under_way(run) and run.step() > number * (run.steps - 2) // times,  # type: ignore[misc]
+            seconds=900,
+            what=f"start {number}: {run.output()}",
+        )
+        elsewhere = run.folder / f"elsewhere_{number}"
+        elsewhere.mkdir()
+        run.slurm.run("scontrol", "requeue", run.running(), cwd=elsewhere)
+        wait_for(
+            lambda number=number: len(run.events("start")) > number + 1,  # type: ignore[misc]
+            seconds=900,
+            what=f"start after requeue {number}: {run.output()}",
+        )
+    run.wait_until_done()
+    run.assert_complete()
+    assert len(run.events("start")) == times + 1
+    assert len({event["job"] for event in run.events("start")}) == 1, "Slurm starts the same job again"
+    assert not [path for folder in run.folder.glob("elsewhere_*") for path in folder.iterdir()]
+
+
 def main() -> int:
     """Runs trials until the time is over; 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.slurm", description=__doc__)
@@ -90,7 +117,7 @@ def main() -> int:
     if reason is not None:
         print(reason)
         return 1
-    end, seed, failed = time.monotonic() + 60 * arguments.minutes, arguments.seed, 0
+    end = time.monotonic() + 60 * arguments.minutes
     with (
         tempfile.TemporaryDirectory(prefix="poro-slurm-", ignore_cleanup_errors=True) as state,
         tempfile.TemporaryDirectory(prefix="poro-trials-") as work,
@@ -109,17 +136,28 @@ def main() -> int:
 
         control = fresh("control", 0.0)
         trial(control, 0, events=0)
-        while time.monotonic() < end:
-            run = fresh(f"seed_{seed}", 0.3)
+
+        def passes(name: str, happens: Callable[[ChainedRun], list[str]]) -> bool:
+            run = fresh(name.replace(" ", "_"), 0.3)
             try:
-                happened = trial(run, seed, events=6)
+                happened = happens(run)
                 assert run.loss() == control.loss(), f"{run.loss()} is not {control.loss()}"
-                print(f"seed {seed}: {len(run.events('start'))} starts: {', '.join(happened)}", flush=True)
             except AssertionError as error:
-                failed += 1
-                print(f"seed {seed} FAILED: {error}", flush=True)
-            seed += 1
-    print(f"{seed - arguments.seed} trials, {failed} failed")
+                print(f"{name} FAILED: {error}", flush=True)
+                return False
+            print(f"{name}: {len(run.events('start'))} starts: {', '.join(happened)}", flush=True)
+            return True
+
+        def requeues(run: ChainedRun) -> list[str]:
+            requeued(run, REQUEUES)
+            return [f"requeued {REQUEUES} times"]
+
+        trials, failed = 1, int(not passes("requeues", requeues))
+        while time.monotonic() < end:
+            seed = arguments.seed + trials - 1
+            failed += not passes(f"seed {seed}", lambda run, seed=seed: trial(run, seed, events=6))  # type: ignore[misc]
+            trials += 1
+    print(f"{trials} trials, {failed} failed")
     return 1 if failed else 0
 
 
