@@ -3,7 +3,8 @@
 #   make smoke    train a small BLOOM on 4 processes of this machine, stop, resume, export, prove the export
 #   make test     run all tests
 #   make check    lint, types, import contracts
-#   make compatibility   exported models and tokenizers in an older transformers, in an environment of its own
+#   make compatibility   exported models, tokenizers and published branches in an older transformers, in an environment
+#                        of its own
 #   make lowest   the tests on the oldest releases of the dependencies that are allowed, in .venv-lowest
 #
 # Variables:
@@ -48,6 +49,7 @@ check: $(READY)
 compatibility: $(READY)
 	@$(PY) -m tests.compatibility.tokenizer
 	@$(PY) -m tests.compatibility.model
+	@$(PY) -m tests.compatibility.published
 
 # DualPipeV needs a newer DeepSpeed than the lowest one
 lowest:
