@@ -9,6 +9,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from megatron_poro.cluster.estimate import Estimate, Speed, estimate
+from megatron_poro.config.cluster import ClusterConfig, SubmitConfig
 from megatron_poro.config.command_line import Selection, add_selection_arguments, parse_selection, selection
 from megatron_poro.config.derived import batch_plan, replica_processes
 from megatron_poro.config.hardware import HardwareConfig, PlanConfig
@@ -35,8 +37,10 @@ from megatron_poro.schedule.plan import plan_run
 from megatron_poro.units import format_bytes, format_seconds
 
 _OF_THE_PLAN = ("hardware", "nodes", "blocked_seconds", "restart_seconds")
+_OF_THE_CLUSTER = ("cluster",)
 _NOTES = """\
   poro plan experiment=poro_34b hardware=lumi_g nodes=128
+  poro plan experiment=poro_34b cluster=lumi nodes=128
   poro plan experiment=poro_34b hardware=lumi_g nodes=128 --search
   poro plan experiment=poro_34b hardware=lumi_g --picture step.svg
 """
@@ -46,8 +50,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs ``poro plan``; raises ``ConfigError`` if the config, the machine or the layout cannot be."""
     arguments = parse_selection(_parser(), argv)
     chosen = selection(arguments)
-    request = _request(chosen)
-    own = tuple(word for word in chosen.overrides if not _is_of_the_plan(word))
+    cluster = _cluster(chosen)
+    request = _request(chosen, cluster)
+    own = tuple(word for word in chosen.overrides if not _is_of(word, _OF_THE_PLAN + _OF_THE_CLUSTER))
     config = dataclasses.replace(chosen, overrides=own).load()
     world_size = _world_size(config, request)
     backend = _backend(config)
@@ -55,10 +60,13 @@ def main(argv: Sequence[str]) -> int:
         return _search(config, request.hardware, world_size, backend, top=arguments.top)
     validate(config, world_size=world_size)
     found = forecast(config, request.hardware, world_size=world_size, backend=backend)
+    jobs = None if cluster is None else _jobs(config, cluster, found)
     if arguments.json:
-        print(json.dumps(_record(found), indent=1))
+        print(json.dumps(_record(found, jobs), indent=1))
     else:
         _print(config, request, found, start=arguments.start)
+        if cluster is not None and jobs is not None:
+            print("\n".join(_job_rows(cluster, jobs)))
     if arguments.picture is not None:
         arguments.picture.write_text(_picture(config, request.hardware, found), encoding="utf-8")
     return 0
@@ -77,9 +85,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _request(chosen: Selection) -> PlanConfig:
+def _cluster(chosen: Selection) -> ClusterConfig | None:
+    """The cluster that the overrides name, if they name one."""
+    words = [word for word in chosen.overrides if _is_of(word, _OF_THE_CLUSTER)]
+    if not words:
+        return None
+    # a plan is billed to nobody
+    composed = compose([*words, "cluster.account=null"], config_name="submit", config_dirs=chosen.config_dirs)
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    return typed(SubmitConfig, values).cluster
+
+
+def _request(chosen: Selection, cluster: ClusterConfig | None) -> PlanConfig:
     """The part of the overrides that is about the machine."""
-    overrides = [word for word in chosen.overrides if _is_of_the_plan(word)]
+    overrides = [word for word in chosen.overrides if _is_of(word, _OF_THE_PLAN)]
+    if cluster is not None and not any(word.startswith("hardware=") for word in overrides):
+        if cluster.hardware is None:
+            raise ConfigError(
+                f"cluster.hardware of site {cluster.site} is null, so its devices are not known; add hardware=NAME, a "
+                "file of configs/hardware."
+            )
+        overrides.insert(0, f"hardware={cluster.hardware}")
     values = OmegaConf.to_container(
         compose(overrides, config_name="plan", config_dirs=chosen.config_dirs), resolve=True
     )
@@ -87,8 +114,8 @@ def _request(chosen: Selection) -> PlanConfig:
     return typed(PlanConfig, values)
 
 
-def _is_of_the_plan(word: str) -> bool:
-    return word.partition("=")[0].partition(".")[0] in _OF_THE_PLAN
+def _is_of(word: str, sections: Sequence[str]) -> bool:
+    return word.partition("=")[0].partition(".")[0] in sections
 
 
 def _world_size(config: TrainConfig, request: PlanConfig) -> int:
@@ -183,6 +210,26 @@ def _cost_rows(config: TrainConfig, request: PlanConfig, found: Forecast, *, sta
         yield f"milestone   {milestone.label:>8}  step {milestone.step:>9,}  {day.isoformat()}"
 
 
+def _jobs(config: TrainConfig, cluster: ClusterConfig, found: Forecast) -> Estimate:
+    """The Slurm jobs of the run at the predicted speed."""
+    total = plan_run(config, world_size=found.world_size)
+    return estimate(
+        cluster,
+        nodes=-(-found.world_size // cluster.train.tasks_per_node),
+        tokens_left=total.total_steps * total.tokens_per_step,
+        speed=Speed(found.speed.tokens_per_second, "predicted"),
+    )
+
+
+def _job_rows(cluster: ClusterConfig, jobs: Estimate) -> Iterator[str]:
+    per_hour = cluster.gpu_hours_per_node_hour
+    billed = "" if per_hour is None else f", {jobs.node_hours * per_hour:,.0f} GPU-hours as billed"
+    yield (
+        f"jobs        {jobs.jobs} of {cluster.train.walltime}, each with {format_seconds(jobs.job_seconds)} for steps; "
+        f"{jobs.node_hours:,.0f} node-hours{billed}"
+    )
+
+
 def _columns(rows: list[list[str]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -240,8 +287,10 @@ def _picture(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> 
     )
 
 
-def _record(found: Forecast) -> dict[str, object]:
+def _record(found: Forecast, jobs: Estimate | None) -> dict[str, object]:
+    of_cluster = {} if jobs is None else {"jobs": jobs.jobs, "node_hours": jobs.node_hours}
     return {
+        **of_cluster,
         "devices": found.world_size,
         "steps": found.steps,
         "fits": found.fits,

@@ -127,6 +127,9 @@ class ClusterConfig:
     slow_factor: float = 2.0
     """A node whose all-reduce takes so many times the median, with every partner it had, is called slow."""
 
+    hardware: str | None = None
+    """Its devices and links: a file of configs/hardware, which `poro plan cluster=...` takes."""
+
     device_memory_bytes: int | None = field(default=None, metadata={"count": True})
     """Memory of one GPU; a run that is estimated to need more is refused. null does not estimate."""
 

@@ -1,6 +1,7 @@
 """What a plan predicts: sums that add up, known traffic, published runs, and layouts that are out."""
 
 import dataclasses
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -130,3 +131,27 @@ def test_the_command_prints_the_plan_and_draws_it(tmp_path: Path, capsys: pytest
 def test_a_layout_that_does_not_fit_the_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=100"]) == 2
     assert "parallel.data" in capsys.readouterr().err
+
+
+def test_a_cluster_names_its_machine_and_the_jobs_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "experiment=poro_34b", "nodes=128", "--json"]
+    assert main([*words, "hardware=lumi_g"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert main([*words, "cluster=lumi"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    jobs, node_hours = found.pop("jobs"), found.pop("node_hours")
+    assert found == alone
+    # 48 hours, less a quarter for starting and a quarter for saving in time
+    assert jobs == -(-found["days"] * 24 // 47.5)
+    assert node_hours == pytest.approx(128 * (found["days"] * 24 + jobs / 4))
+    assert main([*words, "cluster=lumi", "cluster.train.walltime=1-00:00:00"]) == 0
+    assert json.loads(capsys.readouterr().out)["jobs"] == -(-found["days"] * 24 // 23.5)
+    assert main([*words[:-1], "cluster=lumi"]) == 0
+    assert f"{jobs} of 2-00:00:00" in capsys.readouterr().out
+
+
+def test_a_cluster_without_a_machine_needs_one(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "experiment=poro_34b", "nodes=128", "cluster=generic"]
+    assert main(words) == 2
+    assert "add hardware=NAME" in capsys.readouterr().err
+    assert main([*words, "hardware=lumi_g"]) == 0
