@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from tests.support.hub.exchange import BLOCK, Refused
 
 POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d+)\n")
 LONGEST_POINTER = 1024
+_JOINING = threading.Lock()
 
 
 class Pointer(NamedTuple):
@@ -70,14 +72,17 @@ class ObjectStore:
         return _tag(self._part(oid, number))
 
     def join_parts(self, oid: str, parts: Sequence[tuple[int, str]]) -> None:
-        """Makes an object of its parts, given as number and tag."""
-        missing = [n for n, tag in parts if not self._part(oid, n).exists() or _tag(self._part(oid, n)) != tag]
-        if missing:
-            raise Refused(400, f"parts {missing} of {oid} were not uploaded as named")
-        numbers = sorted(number for number, _ in parts)
-        self.put(oid, (block for number in numbers for block in [self._part(oid, number).read_bytes()]))
-        for number in numbers:
-            self._part(oid, number).unlink()
+        """Makes an object of its parts, given as number and tag; nothing is left to do where that was done before."""
+        with _JOINING:  # a client that was not answered in time asks again, beside its first request
+            missing = [n for n, tag in parts if not self._part(oid, n).exists() or _tag(self._part(oid, n)) != tag]
+            if missing and self.has(oid):
+                return
+            if missing:
+                raise Refused(400, f"parts {missing} of {oid} were not uploaded as named")
+            numbers = sorted(number for number, _ in parts)
+            self.put(oid, (block for number in numbers for block in [self._part(oid, number).read_bytes()]))
+            for number in numbers:
+                self._part(oid, number).unlink()
 
     def adopt(self, oid: str, path: Path) -> None:
         """Takes a file over as an object. Raises Refused if it is not the one named."""

@@ -1,6 +1,7 @@
 """Objects of git-lfs: whole and right, or not there."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_parts_become_the_object_and_go(store: ObjectStore) -> None:
     store.join_parts(OID, tags)
     assert store.path(OID).read_bytes() == CONTENT
     assert kept(store) == [store.path(OID)]
+
+
+def test_two_requests_at_once_may_join_the_same_parts(store: ObjectStore) -> None:
+    for _ in range(20):
+        tags = [(1, store.put_part(OID, 1, [CONTENT[:500]])), (2, store.put_part(OID, 2, [CONTENT[500:]]))]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _, tags=tags: store.join_parts(OID, tags), range(4)))  # type: ignore[misc]
+        assert kept(store) == [store.path(OID)]
+        store.path(OID).unlink()
 
 
 def test_a_part_that_is_missing_or_another_is_named(store: ObjectStore) -> None:
