@@ -37,6 +37,8 @@ def deepspeed_config(
         "gradient_clipping": 0.0,
         "bf16": {"enabled": bf16},
         "data_types": {"grad_accum_dtype": "fp32"},
+        # without it a bf16 engine rounds the fp32 sums to bf16 before it adds them up over the replicas
+        "communication_data_type": "fp32",
         "zero_optimization": {"stage": 1 if bf16 else 0},
         # whole activations between stages: partitioning them over the tensor group is refused by DualPipeV
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},

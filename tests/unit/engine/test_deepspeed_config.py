@@ -12,6 +12,7 @@ def test_poro_layout() -> None:
     assert settings["train_batch_size"] == 2048
     assert settings["zero_optimization"] == {"stage": 1}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["communication_data_type"] == "fp32"
     assert settings["bf16"] == {"enabled": True}
     assert settings["pipeline"] == {"pipe_partitioned": False, "grad_partitioned": False}
 
