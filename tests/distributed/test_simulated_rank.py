@@ -1,0 +1,113 @@
+"""A simulated rank does what a rank of real processes does; where a layer is wrong it fails."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
+from megatron_poro.errors import ConfigError, EngineError
+from megatron_poro.models import bloom
+from megatron_poro.parallel.collectives import all_reduce
+from megatron_poro.planning.traffic import rank_traffic
+from megatron_poro.simulation.rank import SimulatedRank, observe_rank, simulate_rank
+from tests.support.ranks import run_ranks
+from tests.support.tiny import tiny_config
+
+
+def laid_out(tensor: int, pipeline: int, data: int, **options: Any) -> TrainConfig:
+    """The tiny model at a layout, in bf16 unless said otherwise."""
+    config = tiny_config(**{"precision": Precision.BF16, **options})
+    parallel = dataclasses.replace(config.parallel, tensor=tensor, pipeline=pipeline, data=data)
+    return dataclasses.replace(config, parallel=parallel)
+
+
+def simulated(config: TrainConfig, rank: int, world_size: int = 4) -> SimulatedRank:
+    return simulate_rank(config, rank=rank, world_size=world_size, backend=config.engine.attention)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        laid_out(2, 2, 1, recompute=Recompute.FULL),
+        laid_out(1, 4, 1, attention=AttentionBackend.FLASH),
+        laid_out(1, 2, 2, precision=Precision.FP32),
+        laid_out(2, 1, 2, recompute=Recompute.SELECTIVE, attention_dropout=0.1, hidden_dropout=0.1),
+        laid_out(1, 2, 2, pipeline_schedule=PipelineSchedule.DUALPIPEV),
+    ],
+    ids=["tensor2-pipeline2", "pipeline4", "pipeline2-data2-fp32", "tensor2-data2-dropout", "dualpipev"],
+)
+def test_a_simulated_rank_sends_and_holds_what_a_real_one_does(config: TrainConfig) -> None:
+    """Every call in its order, with shape and format; the peak of the memory within two thousandths."""
+    everyone = run_ranks(observe_rank, config, world=4)
+    for rank in (0, 3):
+        dry, real = simulated(config, rank), everyone[rank]
+        assert (dry.rank, dry.layers, dry.num_parameters) == (rank, real.layers, real.num_parameters)
+        assert dry.building == real.building
+        assert dry.step == real.step
+        assert dry.taken
+        assert dry.peak_bytes == pytest.approx(real.peak_bytes, rel=2e-3)
+        assert dry.parts["gradients"] == real.parts["gradients"]
+
+
+def test_a_layer_of_a_wrong_shape_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bloom.BloomMLP, "forward", lambda self, hidden: self.up(hidden))
+    with pytest.raises(RuntimeError, match=r"had torch.Size\(\[1, 16, 64\]\); but expected .* \[1, 16, 32\]"):
+        simulated(laid_out(2, 2, 1), 3)
+
+
+def test_a_stage_that_sends_a_wrong_shape_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bloom.BloomBlock._run
+    monkeypatch.setattr(
+        bloom.BloomBlock, "_run", lambda self, hidden, key: run(self, hidden, key).transpose(0, 1).clone()
+    )
+    sentence = r"rank 0 has a send of shape \[16, 1, 32\] with rank 2, which expects \[1, 16, 32\]"
+    with pytest.raises(EngineError, match=sentence):
+        simulated(laid_out(2, 2, 1, num_layers=2), 0)
+
+
+def test_a_sum_that_the_plan_forgot_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = laid_out(2, 2, 1)
+    planned = rank_traffic(config, world_size=4)[1].tensor
+    forward = bloom.BloomMLP.forward
+
+    def with_another_sum(self: bloom.BloomMLP, hidden: Tensor) -> Tensor:
+        all_reduce(torch.zeros_like(hidden), self.down.group)
+        return forward(self, hidden)
+
+    def sent() -> float:
+        seen = simulated(config, 2)
+        return sum(one.sent_bytes(2) for one in seen.step if seen.axis(one) == "tensor" and len(one.shape) == 3)
+
+    assert sent() == planned
+    monkeypatch.setattr(bloom.BloomMLP, "forward", with_another_sum)
+    assert sent() > planned
+
+
+def test_gradients_are_added_up_over_replicas_in_fp32() -> None:
+    seen = simulated(laid_out(1, 2, 2), 0)
+    sums = [one for one in seen.step if seen.axis(one) == "data" and one.kind == "allreduce"]
+    assert {one.dtype for one in sums} == {torch.float32}
+    # whatever DeepSpeed adds to make the parts of all replicas equally large
+    assert sum(one.size_bytes for one in sums) == pytest.approx(4 * seen.num_parameters, abs=4 * 8)
+
+
+@pytest.mark.parametrize("rank", [-1, 4])
+def test_a_rank_outside_the_grid_is_refused(rank: int) -> None:
+    with pytest.raises(ConfigError, match=f"--simulate-rank {rank} is outside the grid of 4 processes. Use 0 to 3."):
+        simulated(laid_out(2, 2, 1), rank)
+
+
+def test_a_reproducible_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="engine.reproducible=true cannot be simulated"):
+        simulated(laid_out(2, 2, 1, reproducible=True), 0)
+
+
+def test_nothing_is_left_behind() -> None:
+    """Neither a process group nor a fake tensor, which a real step in the same process would meet."""
+    simulated(laid_out(1, 1, 4), 0)
+    assert not torch.distributed.is_initialized()
+    assert type(torch.nn.Linear(2, 2).to(torch.bfloat16).weight) is torch.nn.Parameter
+    assert type(bloom.attention.__globals__["_future"](16, torch.device("cpu"))) is Tensor
