@@ -13,7 +13,7 @@ from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
-from megatron_poro.planning.layers import LayerSize, rank_layers, stage_layers, total_parameters
+from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers, total_parameters
 from megatron_poro.planning.memory import MemoryParts, rank_memory
 from megatron_poro.planning.pipeline import Pass, step_seconds
 from megatron_poro.planning.traffic import (
@@ -131,7 +131,8 @@ class PassTimes:
         size = self._config.parallel.tensor
         if size == 1:
             return 0.0
-        forward, backward = tensor_sums(self._stages[stage], self._config.engine.recompute)
+        drops = self._config.model.hidden_dropout > 0.0
+        forward, backward = tensor_sums(self._stages[stage], self._config.engine.recompute, drops=drops)
         each = ring_bytes(activation_bytes(self._config), size) / self._link.tensor + self._link.latency
         return (forward if kind is Pass.FORWARD else backward) * each
 
@@ -213,7 +214,7 @@ def _busy(config: TrainConfig, rank: int, microbatches: int, passes: PassTimes) 
 def _after_the_pipeline(config: TrainConfig, hardware: HardwareConfig, link: Links, data_size: int) -> dict[str, float]:
     """What follows the last backward pass; nothing of it overlaps with the pipeline."""
     size = config.parallel.tensor
-    parameters = max(sum(layer.parameters(size) for layer in layers) for layers in rank_layers(config))
+    parameters = max(held_parameters(layers, size) for layers in rank_layers(config))
     reduce = ring_bytes(4.0 * parameters, data_size) / link.data
     tie = 0.0
     if config.parallel.pipeline > 1 and len(stage_layers(config)) == config.parallel.pipeline:

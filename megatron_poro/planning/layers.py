@@ -85,6 +85,17 @@ def rank_layers(config: TrainConfig) -> list[list[LayerSize]]:
     return [stages[rank] + stages[-1 - rank] for rank in range(ranks)]
 
 
+def held_parameters(layers: Sequence[LayerSize], tensor_size: int) -> int:
+    """Parameters that one tensor rank holds for its layers; embedding and head in one process share their matrix.
+
+    Args:
+        layers: those of a process.
+        tensor_size: tensor ranks.
+    """
+    shares = any(layer.role == "embedding" for layer in layers)
+    return sum(layer.parameters(tensor_size) for layer in layers if not (shares and layer.role == "head"))
+
+
 def total_parameters(model: BloomConfig) -> int:
     """Parameters of the model, the tied matrix once."""
     return sum(layer.parameters(1) for layer in model_layers(model) if layer.role != "head")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
-from megatron_poro.planning.layers import LayerSize, rank_layers, stage_layers
+from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
 from megatron_poro.planning.pipeline import most_kept, work_order
 
 _FP32 = 4
@@ -127,7 +127,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         few = min(batch.microbatches, 4 * parallel.pipeline)
         order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
         left_behind = {stage: _kept(stages[stage], kept_block, sizes) for stage in {work.stage for work in order}}
-        parameters = sum(layer.parameters(parallel.tensor) for layer in layers)
+        parameters = held_parameters(layers, parallel.tensor)
         logits = tokens * model.vocab_size / parallel.tensor if layers[-1].role == "head" else 0.0
         found.append(
             MemoryParts(

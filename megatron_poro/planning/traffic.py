@@ -6,7 +6,9 @@ from typing import NamedTuple
 from megatron_poro.config.derived import batch_plan, num_stages
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import Precision, Recompute, TrainConfig
-from megatron_poro.planning.layers import LayerSize, rank_layers
+from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers
+
+_FP32 = 4
 
 
 class Traffic(NamedTuple):
@@ -35,17 +37,25 @@ def ring_bytes(size: float, members: int) -> float:
     return 2.0 * (members - 1) / members * size
 
 
-def tensor_sums(layers: list[LayerSize], recompute: Recompute) -> tuple[int, int]:
+def tensor_sums(layers: list[LayerSize], recompute: Recompute, *, drops: bool) -> tuple[int, int]:
     """Sums over the tensor group that a microbatch needs on a stage: in the forward and in the backward pass.
 
-    Every block sums its two outputs forward, and the gradients of its two inputs backward; recomputation of whole
-    blocks repeats the forward ones. The embedding sums once forward, the head once backward.
+    Every block sums its two outputs forward, and the gradients of its two inputs backward. Recomputation of whole
+    blocks repeats the first forward one, and the second where dropout follows it: without, nothing after the last
+    product is kept for the backward pass, and recomputation ends there. The embedding sums once forward, the head once
+    backward.
+
+    Args:
+        layers: of the stage.
+        recompute: ``engine.recompute``.
+        drops: whether the residual stream has dropout.
     """
     blocks = sum(layer.role.startswith("blocks") for layer in layers)
     roles = {layer.role for layer in layers}
     forward = 2 * blocks + ("embedding" in roles)
     backward = 2 * blocks + ("head" in roles)
-    return forward, backward + (2 * blocks if recompute is Recompute.FULL else 0)
+    again = blocks * (2 if drops else 1) if recompute is Recompute.FULL else 0
+    return forward, backward + again
 
 
 def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
@@ -57,15 +67,17 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     summed = 8.0 if config.engine.reproducible else 4.0  # bytes of an element of the gradient: int64 or fp32
     found = []
     for rank, layers in enumerate(ranks):
-        sums = sum(tensor_sums(layers, config.engine.recompute))
-        parameters = sum(layer.parameters(parallel.tensor) for layer in layers)
+        sums = sum(tensor_sums(layers, config.engine.recompute, drops=config.model.hidden_dropout > 0.0))
+        # cross entropy sums the maximum, the normaliser and the target of each token in fp32
+        of_loss = 3 * _FP32 * width / (config.model.hidden_size * item) if layers[-1].role == "head" else 0.0
+        parameters = held_parameters(layers, parallel.tensor)
         neighbours = (rank > 0) + (rank < last)
         folded = sum(layer.role in ("embedding", "head") for layer in layers) == 2
         gathered = (batch.data_size - 1) / batch.data_size * parameters * item if item == 2 else 0.0
         tied = any(layer.role in ("embedding", "head") for layer in layers) and not folded
         found.append(
             Traffic(
-                tensor=batch.microbatches * sums * ring_bytes(width, parallel.tensor),
+                tensor=batch.microbatches * ring_bytes(sums * width + of_loss, parallel.tensor),
                 # activations to one neighbour, gradients to the other; a rank with two stages does both twice
                 pipeline=batch.microbatches * width * neighbours * _stages_per_rank(config),
                 data=ring_bytes(summed * parameters, batch.data_size) + gathered,

@@ -62,7 +62,8 @@ def test_traffic_is_what_rings_send() -> None:
     microbatches = config.schedule.global_batch_samples // (2 * config.engine.microbatch_samples)
     width = 2 * config.engine.microbatch_samples * config.data.sequence_length * config.model.hidden_size
     assert first.tensor == microbatches * width * (4 * 2 + 1), "four sums a block, one for the embedding; a ring of two"
-    assert last.tensor == microbatches * width * (4 * 2 + 1), "and one for the head"
+    of_loss = 3 * 4 * config.engine.microbatch_samples * config.data.sequence_length
+    assert last.tensor == microbatches * (width * (4 * 2 + 1) + of_loss), "and one for the head, three of the loss"
     assert first.pipeline == last.pipeline == microbatches * width
     assert first.tie == last.tie == 4 * config.model.vocab_size * config.model.hidden_size / 2
 
