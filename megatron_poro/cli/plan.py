@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
@@ -28,7 +29,7 @@ from megatron_poro.planning.forecast import (
     save_interval,
     transfer_seconds,
 )
-from megatron_poro.planning.layers import rank_layers, total_parameters
+from megatron_poro.planning.layers import held_parameters, rank_layers, total_parameters
 from megatron_poro.planning.picture import pipeline_picture
 from megatron_poro.planning.pipeline import simulate
 from megatron_poro.planning.search import search
@@ -43,6 +44,7 @@ _NOTES = """\
   poro plan experiment=poro_34b cluster=lumi nodes=128
   poro plan experiment=poro_34b hardware=lumi_g nodes=128 --search
   poro plan experiment=poro_34b hardware=lumi_g --picture step.svg
+  poro plan experiment=poro_34b hardware=lumi_g nodes=128 --simulate-rank 517
 """
 
 
@@ -61,12 +63,14 @@ def main(argv: Sequence[str]) -> int:
     validate(config, world_size=world_size)
     found = forecast(config, request.hardware, world_size=world_size, backend=backend)
     jobs = None if cluster is None else _jobs(config, cluster, found)
+    lines, record = _simulated(config, found, rank=arguments.simulate_rank, backend=backend)
     if arguments.json:
-        print(json.dumps(_record(found, jobs), indent=1))
+        print(json.dumps({**_record(found, jobs), **record}, indent=1))
     else:
         _print(config, request, found, start=arguments.start)
         if cluster is not None and jobs is not None:
             print("\n".join(_job_rows(cluster, jobs)))
+        print("\n".join(lines), end="\n" if lines else "")
     if arguments.picture is not None:
         arguments.picture.write_text(_picture(config, request.hardware, found), encoding="utf-8")
     return 0
@@ -77,7 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="poro plan", description=__doc__, epilog=_NOTES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_selection_arguments(parser)
-    parser.add_argument("--search", action="store_true", help="rank every layout that uses all devices")
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument("--search", action="store_true", help="rank every layout that uses all devices")
+    one_of.add_argument(
+        "--simulate-rank",
+        type=int,
+        metavar="N",
+        help="let the engine of rank N take a step without numbers or neighbours, beside the plan",
+    )
     parser.add_argument("--top", type=int, default=20, metavar="N", help="with --search: how many to print (20)")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw a step of the pipeline, and the memory")
     parser.add_argument("--start", type=date.fromisoformat, default=date.today(), help="first day, YYYY-MM-DD (today)")
@@ -127,8 +138,10 @@ def _world_size(config: TrainConfig, request: PlanConfig) -> int:
 
 
 def _backend(config: TrainConfig) -> AttentionBackend:
-    """``auto`` is flash on a device."""
+    """``auto`` is flash on a device, and eager where attention weights are dropped: no fused kernel repeats a mask."""
     wanted = config.engine.attention
+    if wanted is AttentionBackend.AUTO and config.model.attention_dropout > 0.0:
+        return AttentionBackend.EAGER
     return AttentionBackend.FLASH if wanted in (AttentionBackend.AUTO, AttentionBackend.FLEX) else wanted
 
 
@@ -159,7 +172,7 @@ def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Ite
     for rank, (layers, memory, traffic) in enumerate(
         zip(rank_layers(config), found.memory, found.traffic, strict=True)
     ):
-        parameters = sum(layer.parameters(config.parallel.tensor) for layer in layers)
+        parameters = held_parameters(layers, config.parallel.tensor)
         rows.append(
             [
                 str(rank),
@@ -266,6 +279,18 @@ def _search(
 
 def _is_same_layout(one: TrainConfig, other: TrainConfig) -> bool:
     return (one.parallel, one.engine) == (other.parallel, other.engine)
+
+
+def _simulated(
+    config: TrainConfig, found: Forecast, *, rank: int | None, backend: AttentionBackend
+) -> tuple[list[str], dict[str, object]]:
+    """What there is to print of a simulated rank, and to record."""
+    if rank is None:
+        return [], {}
+    # by name, because it needs torch and a plan does not
+    simulated = importlib.import_module("megatron_poro.cli.plan_rank").simulated
+    lines, record = simulated(config, found, rank=rank, backend=backend)
+    return ["", *lines], {"simulated": record}
 
 
 def _picture(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> str:
