@@ -18,7 +18,7 @@ _PLANNED_PARTS = {
     "gradients": ("gradients",),
     "optimizer": ("optimizer",),
     "head": ("head",),
-    "activations": ("activations", "recomputed", "constants"),
+    "activations": ("activations", "recomputed", "buffers", "constants"),
 }
 """Parts of a simulated rank's memory, and which parts of the plan they are."""
 

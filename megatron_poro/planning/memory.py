@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from megatron_poro.config.derived import batch_plan
+from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
+from megatron_poro.planning.moments import RankSizes, worst_moment
 from megatron_poro.planning.pipeline import most_kept, work_order
 
 _FP32 = 4
@@ -22,11 +24,13 @@ class MemoryParts(NamedTuple):
 
     Attributes:
         weights: the numbers that layers compute with.
-        gradients: accumulated in fp32, and in 64-bit integers beside it in a reproducible run.
+        gradients: accumulated in fp32, in 64-bit integers beside it in a reproducible run; and in bf16 those of one
+            microbatch.
         optimizer: this process's part of masters and two moments, fp32.
         activations: what forward passes have left for backward passes, at the worst moment.
-        recomputed: what one block keeps while it is computed a second time.
+        recomputed: what a block makes and drops again at that moment, recomputed or on the way.
         head: logits, their probabilities and their gradient, where the loss is.
+        buffers: what a stage received, and the copy of the gradients that is reduced.
         constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
     """
 
@@ -36,6 +40,7 @@ class MemoryParts(NamedTuple):
     activations: float
     recomputed: float
     head: float
+    buffers: float
     constants: float
 
     @property
@@ -55,6 +60,8 @@ class TensorSizes:
         tensor: tensor ranks.
         length: tokens of a sample.
         item: bytes of a number in the format of the weights.
+        drops: whether the residual stream has dropout.
+        drops_weights: whether attention weights have.
     """
 
     tokens: int
@@ -63,6 +70,8 @@ class TensorSizes:
     tensor: int
     length: int
     item: int
+    drops: bool = False
+    drops_weights: bool = False
 
     def block(self, backend: AttentionBackend, *, selective: bool) -> float:
         """Bytes that a block keeps for its backward pass."""
@@ -71,7 +80,8 @@ class TensorSizes:
         norms = 2 * (2 * h + 2) * self.item
         # up's output (input of GELU), GELU's output (input of down), attended heads (input of out)
         products = (4 * h / t + 4 * h / t + h / t) * self.item
-        kept = self.tokens * (norms + products)
+        masks = 2 * h if self.drops else 0
+        kept = self.tokens * (norms + products + masks)
         return kept + (self.tokens * 3 * h / t * self.item if selective else self.attention(backend))
 
     def attention(self, backend: AttentionBackend) -> float:
@@ -83,16 +93,21 @@ class TensorSizes:
             return self.tokens * (4 * wide * self.item + n * _FP32)
         if backend is AttentionBackend.SDPA:
             # with a bias torch computes in fp32 step by step: queries, keys, values, and the weights of every pair
-            return self.tokens * (3 * h / t + n * self.length) * _FP32
+            # values in fp32 that need no copy keep the product that queries and keys came in too
+            whole = 2 * h / t if self.item == _FP32 and self.tokens == self.length else 0.0
+            return self.tokens * (3 * h / t + whole + n * self.length) * _FP32
         # queries, keys, values; the weights of every pair in fp32, and rounded where that is another format
         rounded = self.item if self.item != _FP32 else 0
-        return self.tokens * (3 * h / t * self.item + n * self.length * (_FP32 + rounded))
+        # with dropout which of them to keep, and what is kept
+        used = 1 + self.item if self.drops_weights else rounded
+        return self.tokens * (3 * h / t * self.item + n * self.length * (_FP32 + used))
 
-    def constants(self, backend: AttentionBackend) -> float:
+    def constants(self, backend: AttentionBackend, alibi: AlibiForm) -> float:
         """Bytes of what all blocks of a process share: the bias, and which pairs are hidden."""
         if backend is AttentionBackend.FLASH:
             return 0.0
-        return self.length**2 * (self.heads / self.tensor * _FP32 + 1)
+        rows = 1 if alibi is AlibiForm.HISTORIC_BF16 else self.length  # by position the bias is that of every query
+        return self.length * (rows * self.heads / self.tensor * _FP32 + self.length)
 
 
 def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBackend) -> list[MemoryParts]:
@@ -106,18 +121,22 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
     batch, parallel, model = batch_plan(config, world_size), config.parallel, config.model
     item = 2 if config.engine.precision is Precision.BF16 else _FP32
     tokens = config.engine.microbatch_samples * config.data.sequence_length
-    sizes = TensorSizes(tokens, model.hidden_size, model.num_heads, parallel.tensor, config.data.sequence_length, item)
+    sizes = TensorSizes(
+        tokens=tokens,
+        hidden=model.hidden_size,
+        heads=model.num_heads,
+        tensor=parallel.tensor,
+        length=config.data.sequence_length,
+        item=item,
+        drops=model.hidden_dropout > 0.0,
+        drops_weights=model.attention_dropout > 0.0,
+    )
     recompute = config.engine.recompute
     whole_block = sizes.block(backend, selective=False)
     kept_block = {
         Recompute.NONE: whole_block,
         Recompute.SELECTIVE: sizes.block(backend, selective=True),
         Recompute.FULL: float(tokens * model.hidden_size * item),
-    }[recompute]
-    again = {
-        Recompute.NONE: 0.0,
-        Recompute.SELECTIVE: sizes.attention(backend),
-        Recompute.FULL: whole_block,
     }[recompute]
 
     stages = stage_layers(config)
@@ -126,19 +145,35 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         # what is held no longer grows once the pipeline is full
         few = min(batch.microbatches, 4 * parallel.pipeline)
         order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
-        left_behind = {stage: _kept(stages[stage], kept_block, sizes) for stage in {work.stage for work in order}}
+        left_behind = {
+            stage: _kept(stages[stage], kept_block, sizes) + _in_pipeline(stage, len(stages), sizes)
+            for stage in {work.stage for work in order}
+        }
         parameters = held_parameters(layers, parallel.tensor)
-        logits = tokens * model.vocab_size / parallel.tensor if layers[-1].role == "head" else 0.0
+        rank_sizes = RankSizes(
+            layers=layers,
+            sizes=sizes,
+            kept=most_kept(order, left_behind),
+            of_one=left_behind[order[0].stage],
+            parameters=parameters,
+            microbatches=batch.microbatches,
+            in_flight=parallel.pipeline - rank,
+            of_block=kept_block,
+            tensor=parallel.tensor,
+        )
+        moment = worst_moment(config, rank_sizes, backend=backend)
+        # sums, made before the first step; DeepSpeed keeps the last microbatch's gradients beside them
+        accumulated = (_FP32 if item != _FP32 else 0) + (_INT64 if config.engine.reproducible else 0)
         found.append(
             MemoryParts(
                 weights=float(parameters * item),
-                gradients=float(parameters * (_FP32 + (_INT64 if config.engine.reproducible else 0))),
+                gradients=float(parameters * accumulated) + moment.gradients,
                 optimizer=_optimizer(config, parameters, batch.data_size),
-                activations=most_kept(order, left_behind),
-                recomputed=again if any(layer.role.startswith("blocks") for layer in layers) else 0.0,
-                # logits and their gradient in the weights' format, probabilities in fp32
-                head=logits * (2 * item + _FP32),
-                constants=sizes.constants(backend),
+                activations=moment.activations,
+                recomputed=moment.working,
+                head=moment.head,
+                buffers=moment.buffers,
+                constants=sizes.constants(backend, model.alibi),
             )
         )
     return found
@@ -151,12 +186,23 @@ def _optimizer(config: TrainConfig, parameters: int, data_size: int) -> float:
     return 3.0 * _FP32 * parameters / data_size
 
 
+def _in_pipeline(stage: int, num_stages: int, sizes: TensorSizes) -> float:
+    """Bytes that DeepSpeed's buffers hold of a microbatch in flight: what a stage was sent, and what it sends on.
+
+    A stage computes with a copy of what it was sent.
+    """
+    return float(sizes.tokens * sizes.hidden * sizes.item * ((stage > 0) + (stage < num_stages - 1)))
+
+
 def _kept(layers: list[LayerSize], block: float, sizes: TensorSizes) -> float:
     """Bytes that one microbatch leaves behind on a stage, logits not included."""
     blocks = sum(layer.role.startswith("blocks") for layer in layers)
     width = sizes.tokens * sizes.hidden * sizes.item
     ends = sum(
-        {"embedding": 8 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
+        {"embedding": 16 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
         for layer in layers
     )
-    return blocks * block + ends
+    masks = sizes.tokens * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
+    if layers[0].role == "head":  # its input is the final norm's output wherever that is, and not received twice
+        ends += width
+    return blocks * block + ends + masks

@@ -16,7 +16,7 @@ _COLOURS = {
     (Pass.BACKWARD, False): "#74c476",
     (Pass.BACKWARD, True): "#31a354",
 }
-_PART_COLOURS = ("#3182bd", "#9ecae1", "#756bb1", "#31a354", "#a1d99b", "#fd8d3c", "#bdbdbd")
+_PART_COLOURS = ("#3182bd", "#9ecae1", "#756bb1", "#31a354", "#a1d99b", "#fd8d3c", "#fdd0a2", "#bdbdbd")
 
 
 def pipeline_picture(

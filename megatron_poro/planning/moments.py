@@ -1,0 +1,214 @@
+"""The moments of a step at which a process may hold most, beside what it holds all the time.
+
+Passes through blocks are one: what is kept of all microbatches in flight, and what a block makes and drops on the way.
+The loss is another, so are the gradient of the embedding and the reduction of the gradients, for which DeepSpeed copies
+them into one tensor. Which is the worst depends on the sizes. Where tensors live and die was read off simulated ranks
+(:mod:`megatron_poro.simulation.live_bytes`); a test holds the two against each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
+from megatron_poro.planning.layers import LayerSize
+
+if TYPE_CHECKING:
+    from megatron_poro.planning.memory import TensorSizes
+
+_FP32 = 4
+_BUCKET_NUMBERS = 500_000_000
+"""DeepSpeed reduces gradients in buckets that are closed by the tensor that passes this number."""
+
+
+class Moment(NamedTuple):
+    """Bytes of a process at one moment, beside weights, sums of gradients, optimizer and constants.
+
+    Attributes:
+        gradients: in the weights' format, from the first backward pass on.
+        activations: what forward passes have left for backward passes.
+        working: what is made and dropped again on the way.
+        head: logits and what the loss makes of them.
+        buffers: what was received, and copies of gradients.
+    """
+
+    gradients: float
+    activations: float
+    working: float
+    head: float
+    buffers: float
+
+
+@dataclass(frozen=True)
+class RankSizes:
+    """What the moments of a rank are made of, in bytes.
+
+    Attributes:
+        layers: of the rank.
+        sizes: of the tensors of a microbatch.
+        kept: most that forward passes have left behind, over all microbatches in flight.
+        of_one: of it, what one microbatch leaves behind.
+        parameters: numbers in all weights of the rank.
+        microbatches: of a step.
+        in_flight: microbatches that have not had their backward pass when the first one begins, if there are as many.
+        of_block: what a block leaves behind of one microbatch.
+        tensor: tensor ranks.
+    """
+
+    layers: Sequence[LayerSize]
+    sizes: "TensorSizes"
+    kept: float
+    of_one: float
+    parameters: int
+    microbatches: int
+    in_flight: int
+    of_block: float
+    tensor: int
+
+    @property
+    def largest(self) -> int:
+        """Numbers in the largest weight: the matrix of the vocabulary, or one of a feed-forward layer."""
+        ends = [layer.cut // self.tensor for layer in self.layers if layer.role in ("embedding", "head")]
+        return max([4 * self.sizes.hidden**2 // self.tensor, *ends])
+
+    @property
+    def gradients_before(self) -> float:
+        """Bytes of the gradients of one block."""
+        return max((one.parameters(self.tensor) for one in self.layers if one.role.startswith("blocks")), default=0) * (
+            self.sizes.item
+        )
+
+    @property
+    def width(self) -> float:
+        """One microbatch between two layers."""
+        return float(self.sizes.tokens * self.sizes.hidden * self.sizes.item)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the rank has."""
+        return sum(layer.role.startswith("blocks") for layer in self.layers)
+
+    def has(self, role: str) -> bool:
+        """Whether the rank has a layer."""
+        return any(layer.role == role for layer in self.layers)
+
+
+def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBackend) -> Moment:
+    """The moment at which a process of a rank holds most.
+
+    Args:
+        config: a valid config.
+        rank: its sizes.
+        backend: the attention kernel that will run, not ``auto``.
+    """
+    received = rank.width if config.parallel.pipeline > 1 else 0.0
+    # the stage of the loss has two buffers for outputs, and drops logits with their graph when one is used again
+    buffers = min(2, rank.microbatches) if config.engine.pipeline_schedule is PipelineSchedule.ONE_F_ONE_B else 1
+    logits = _logits(config, rank)
+    # which holds what the stage received, and its gradient
+    graph = 2 * rank.width if rank.has("head") and not rank.has("embedding") else 0.0
+    gradients = float(rank.parameters * rank.sizes.item)
+    matrix = config.model.vocab_size / config.parallel.tensor * config.model.hidden_size * rank.sizes.item
+    embedded = matrix if rank.has("embedding") else 0.0
+    moments = [Moment(gradients, 0.0, buffers * graph, buffers * logits, received + _copied(config, rank.parameters))]
+    # the first backward pass finds no gradients yet; a following one finds them, and as much if the pipeline is full
+    first = Moment(0.0, rank.kept, (buffers - 1) * graph, buffers * logits, received)
+    left = rank.kept if rank.microbatches > rank.in_flight else rank.kept - rank.of_one
+    following = first._replace(gradients=gradients, activations=left)
+    for rest in [first, following] if rank.microbatches > 1 else [first]:
+        moments.append(_in_a_block(config, rank, rest, backend))
+        behind = rest.activations - rank.of_one
+        if rank.blocks > 1:  # the first block of the stage is the last to go back: the others have left gradients
+            missing = gradients - rank.gradients_before - (0.0 if rank.has("head") else embedded)
+            ahead = rest.activations - (rank.blocks - 1) * rank.of_block
+            moments.append(_in_a_block(config, rank, rest._replace(gradients=missing, activations=ahead), backend))
+        if rank.has("head"):
+            moments.append(_in_the_loss(rank, rest, logits, graph, matrix))
+        if rank.has("embedding"):
+            made = rest.working + (2 if config.parallel.tensor > 1 else 1) * rank.width + matrix
+            moments.append(rest._replace(gradients=gradients - matrix, activations=behind, working=made))
+        if rank.sizes.item != _FP32:  # each gradient is converted before it is added to its sum
+            made = rest.working + 2 * rank.width + _FP32 * rank.largest
+            moments.append(rest._replace(gradients=gradients, activations=behind, working=made))
+    return max(moments, key=sum)
+
+
+def _in_a_block(config: TrainConfig, rank: RankSizes, rest: Moment, backend: AttentionBackend) -> Moment:
+    """The last block of a stage: its attention forward, or its feed-forward layer backward."""
+    sizes, width = rank.sizes, rank.width
+    if rank.blocks == 0:
+        return rest
+    attention_width = width / sizes.tensor
+    whole = sizes.block(backend, selective=False) - width  # its input is kept in any case
+    core = _attention_core(config, sizes, backend)
+    # of the attention: the norm's output and statistics, queries, keys and values in one, and the core
+    attention = width + 2 * sizes.tokens * sizes.item + 3 * attention_width + core
+    # gradients of GELU's output and of the weight that it is multiplied with, beside all that the block has kept
+    feed_forward = 4 * attention_width + 4 * sizes.hidden**2 / sizes.tensor * sizes.item
+    # in a forward pass the stage's output is not there yet; at its end the attended and the expanded residual are
+    output = 2 * width if rank.has("head") else width
+    end = (1 + (3 if sizes.drops else 2 if sizes.tensor > 1 else 1)) * width
+    # softmax backward has two gradients of the weights of every pair, and what followed it is gone
+    back = _softmax_backward(sizes, backend) - 8 * attention_width - width
+    # the gradient behind a mask; where nothing follows the last product, recomputation ends before it
+    masked = width if sizes.drops else 0.0
+    working = {
+        Recompute.FULL: max(attention, whole + feed_forward, whole + end if sizes.drops else 0.0) + masked,
+        Recompute.SELECTIVE: max(core - 9 * attention_width - 2 * width, feed_forward + masked, end - output),
+        Recompute.NONE: max(attention - whole - output, feed_forward + masked, end - output, back),
+    }[config.engine.recompute]
+    # behind the final norm's backward pass its input and output are gone, and a gradient is there
+    behind = -width if rank.has("head") else 0.0
+    return rest._replace(activations=rest.activations + behind, working=rest.working + working)
+
+
+def _in_the_loss(rank: RankSizes, rest: Moment, logits: float, graph: float, matrix: float) -> Moment:
+    """Cross entropy or the head backward."""
+    item = rank.sizes.item
+    in_fp32 = logits / item * _FP32
+    rounded = logits if item != _FP32 else 0.0
+    # new logits are there before the buffer lets old ones go
+    forward = max(in_fp32 * (2 if item != _FP32 else 1), logits + graph if rank.microbatches > 2 else 0.0)
+    backward = max(in_fp32 + rounded, logits + matrix + rank.width)
+    return rest._replace(head=rest.head + max(forward, backward))
+
+
+def _logits(config: TrainConfig, rank: RankSizes) -> float:
+    if not rank.has("head"):
+        return 0.0
+    return rank.sizes.tokens * config.model.vocab_size / config.parallel.tensor * rank.sizes.item
+
+
+def _copied(config: TrainConfig, parameters: int) -> float:
+    """Bytes of gradients that are copied side by side to be reduced; one tensor that fills a bucket is not copied."""
+    if config.engine.reproducible:
+        return 0.0
+    if config.engine.precision is Precision.BF16:
+        return float(_FP32 * parameters) if parameters <= _BUCKET_NUMBERS else 0.0
+    return float(_FP32 * min(parameters, _BUCKET_NUMBERS))
+
+
+def _softmax_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
+    """Two gradients of the eager kernel's attention weights, less what was kept for later steps."""
+    if backend is not AttentionBackend.EAGER:
+        return 0.0
+    pairs = sizes.tokens * sizes.length * sizes.heads / sizes.tensor
+    gone = (1 + sizes.item) if sizes.drops_weights else sizes.item if sizes.item != _FP32 else 0
+    return pairs * (2 * _FP32 - gone)
+
+
+def _attention_core(config: TrainConfig, sizes: "TensorSizes", backend: AttentionBackend) -> float:
+    """Most that the attention core holds at a time, beside queries, keys and values as they come."""
+    item, width = sizes.item, sizes.tokens * sizes.hidden / sizes.tensor
+    pairs = sizes.tokens * sizes.length * sizes.heads / sizes.tensor
+    if backend is AttentionBackend.FLASH:
+        return sizes.attention(backend)
+    if backend is AttentionBackend.SDPA:
+        bias = sizes.length**2 * sizes.heads / sizes.tensor * (_FP32 + (item if item != _FP32 else 0))
+        copies = 6 if sizes.tokens > sizes.length else 5
+        return copies * width * _FP32 + 2 * pairs * _FP32 + bias
+    rounded = item if item != _FP32 else 0
+    # scores, with the bias, with the mask; or masked scores, softmax, rounded, which to keep, kept, scaled
+    dropping = 2 * _FP32 + rounded + 1 + 2 * item if config.model.attention_dropout > 0.0 else 0
+    apart = 2 * width * item if sizes.tokens > sizes.length else 0.0  # one sample is multiplied where it lies
+    return apart + pairs * max(3 * _FP32, dropping)
