@@ -72,7 +72,7 @@ class RankSizes:
         return max([4 * self.sizes.hidden**2 // self.tensor, *ends])
 
     @property
-    def gradients_before(self) -> float:
+    def block_gradients(self) -> float:
         """Bytes of the gradients of one block."""
         return max((one.parameters(self.tensor) for one in self.layers if one.role.startswith("blocks")), default=0) * (
             self.sizes.item
@@ -119,7 +119,7 @@ def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBack
         moments.append(_in_a_block(config, rank, rest, backend))
         behind = rest.activations - rank.of_one
         if rank.blocks > 1:  # the first block of the stage is the last to go back: the others have left gradients
-            missing = gradients - rank.gradients_before - (0.0 if rank.has("head") else embedded)
+            missing = gradients - rank.block_gradients - (0.0 if rank.has("head") else embedded)
             ahead = rest.activations - (rank.blocks - 1) * rank.of_block
             moments.append(_in_a_block(config, rank, rest._replace(gradients=missing, activations=ahead), backend))
         if rank.has("head"):
