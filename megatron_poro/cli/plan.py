@@ -152,8 +152,9 @@ def _print(config: TrainConfig, request: PlanConfig, found: Forecast, *, start: 
 
 def _run_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Iterator[str]:
     batch, parallel = batch_plan(config, found.world_size), config.parallel
+    cut = ", the sequence cut over tensor" if parallel.sequence and parallel.tensor > 1 else ""
     yield f"machine     {request.hardware.name}, {found.world_size:,} devices"
-    yield f"layout      tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {batch.data_size}"
+    yield f"layout      tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {batch.data_size}{cut}"
     yield f"model       {total_parameters(config.model):,} parameters"
     yield (
         f"step        {batch.tokens_per_step:,} tokens, {batch.microbatches} microbatches of "

@@ -38,6 +38,16 @@ def tensor_divides_model(config: TrainConfig, world_size: int | None) -> Iterato
             )
 
 
+def tensor_divides_sequence(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """With ``parallel.sequence`` each tensor rank has equally many positions."""
+    tensor, length = config.parallel.tensor, config.data.sequence_length
+    if config.parallel.sequence and length % tensor:
+        yield (
+            f"parallel.sequence=true cuts data.sequence_length={length} over parallel.tensor={tensor}, which does not "
+            f"divide it. Use a length of {_multiples(length, tensor)}, or parallel.sequence=false."
+        )
+
+
 def layers_fill_stages(config: TrainConfig, world_size: int | None) -> Iterator[str]:
     """A stage holds a block, the embedding or the head at least."""
     layers, stages = config.model.num_layers + 2, num_stages(config)
@@ -165,6 +175,7 @@ def milestones_are_steps_apart(config: TrainConfig, world_size: int | None) -> I
 FIT_RULES: tuple[FitRule, ...] = (
     heads_divide_hidden_size,
     tensor_divides_model,
+    tensor_divides_sequence,
     layers_fill_stages,
     grid_is_the_world,
     microbatches_fill_the_batch,

@@ -132,6 +132,12 @@ class ParallelConfig:
     data: int | None = None
     """Replicas of the model; null takes what the number of processes leaves."""
 
+    sequence: bool = False
+    """Cut what lies outside of attention and feed-forward (norms, dropout, residuals, what stages send each other and
+    what recomputation keeps) along the sequence over the tensor processes, for less memory. A forward pass sends as
+    many bytes as without, a backward pass half as many again. parallel.tensor must divide data.sequence_length; where
+    it is 1 there is nothing to cut."""
+
     stage_split: StageSplit = StageSplit.LAYERS
     """layers: equal numbers of blocks, embedding and head counting as one each. cost: equal forward cost."""
 
@@ -161,8 +167,9 @@ class EngineConfig:
 
     reproducible: bool = False
     """Make losses, gradients, weights and moments equal bit for bit at every number of replicas, accumulation steps and
-    pipeline stages, for the same parallel.tensor, microbatch_samples, kind of device, CPU threads and libraries. Takes
-    8 bytes more per parameter of this process, twice the bytes of the gradient reduction, and some time."""
+    pipeline stages, for the same parallel.tensor, parallel.sequence, microbatch_samples, kind of device, CPU threads
+    and libraries. Takes 8 bytes more per parameter of this process, twice the bytes of the gradient reduction, and some
+    time."""
 
     truth_check: TruthCheck = TruthCheck.AUTO
     """Compare this layout's gradients with one process's before the first step: on, off (also true, false), or auto (on

@@ -70,7 +70,9 @@ def build_engine(
         length=config.data.sequence_length,
         dropout=config.model.attention_dropout,
     )
-    options = BlockOptions(backend=backend, recompute=config.engine.recompute, clock=clock)
+    options = BlockOptions(
+        backend=backend, recompute=config.engine.recompute, clock=clock, sequence=config.parallel.sequence
+    )
     plan = family(config.model.family).plan(config.model, group=groups.tensor, options=options)
     microbatches = config.schedule.global_batch_samples // (config.engine.microbatch_samples * groups.data.size)
     if config.engine.kind is EngineKind.LOCAL:
@@ -170,10 +172,11 @@ def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:
         init_std=0.02,
     )
     microbatches = max(stages, 2)
+    tensor = groups.tensor.size
     return replace(
         config,
         model=model,
-        data=replace(config.data, sequence_length=min(64, config.data.sequence_length)),
+        data=replace(config.data, sequence_length=min(-(-64 // tensor) * tensor, config.data.sequence_length)),
         schedule=replace(
             config.schedule,
             global_batch_samples=microbatches * config.engine.microbatch_samples * groups.data.size,

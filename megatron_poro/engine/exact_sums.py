@@ -23,7 +23,7 @@ from megatron_poro.engine.step_sums import Gradients, StepTotals
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
-from megatron_poro.parallel.shards import name_of, shard_of
+from megatron_poro.parallel.shards import is_partial, name_of, shard_of
 from megatron_poro.parallel.ties import receive_apart
 
 
@@ -63,9 +63,11 @@ class ExactSums:
         self._index = {name: index for index, name in enumerate(held)}
         tied_uses = Counter(f"{entry.tied_to}.weight" for entry in plan.entries if entry.tied_to is not None)
         self._apart = [tied_uses[name] * microbatches for name in held]
+        self._partial = [self._index[name] for name, parameter in held.items() if is_partial(parameter)]
+        uses = max(1 + max(tied_uses.values(), default=0), groups.tensor.size if self._partial else 1)
         self._sums = FixedPointSums(
             [parameter.numel() for parameter in held.values()],
-            terms=microbatches * (1 + max(tied_uses.values(), default=0)),
+            terms=microbatches * uses,
             device=device,
         )
         for index, parameter in enumerate(held.values()):
@@ -95,6 +97,7 @@ class ExactSums:
         return seeded
 
     def reduce_gradients(self, gradients: Gradients) -> None:
+        self._add_up_partial()
         all_reduce(self._sums.buffer, self._groups.data)
         for name, tie in self._ties.items():
             all_reduce(self._sums.parts[self._index[name]], tie)
@@ -125,6 +128,14 @@ class ExactSums:
         """Takes the gradient of each backward pass, before it is added to anything."""
         parameter.register_hook(lambda gradient: self._sums.add(index, gradient))  # type: ignore[no-untyped-call]
         receive_apart(parameter, lambda gradient: self._sums.add_apart(index, gradient))
+
+    def _add_up_partial(self) -> None:
+        """Over the tensor group, where each rank saw its positions only; the sums are exact, so in any order."""
+        if self._partial:
+            parts = [self._sums.parts[index] for index in self._partial]
+            packed = all_reduce(torch.cat(parts), self._groups.tensor)
+            for part, total in zip(parts, torch.split(packed, [part.numel() for part in parts]), strict=True):
+                part.copy_(total)
 
     def _mean_factor(self) -> float:
         """What makes the token mean of a summed gradient; told to the stages that compute no loss."""

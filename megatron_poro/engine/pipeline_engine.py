@@ -2,7 +2,7 @@
 
 What is DeepSpeed's: the schedules, sending activations and gradients between stages, fp32 gradient accumulation and the
 ZeRO-1 cut of masters and moments. What is ours: the layers, the stage boundaries, the loss as a true mean over the
-global batch's tokens, the gradient norm, clipping, and the decision whether a step is taken.
+global batch's tokens, sums over a cut sequence, the gradient norm, clipping, and the decision whether a step is taken.
 
 DeepSpeed averages over microbatches and replicas. That equals the token mean only when all have equally many loss
 tokens, so each microbatch's loss is scaled by (microbatches * replicas) / (loss tokens of the step). In a reproducible
@@ -128,11 +128,10 @@ class PipelineEngine:
         self._base_optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
         prepare_state(self._base_optimizer)
         self._sums = self._step_sums(plan, exact=reproducible, microbatches=microbatches, num_sources=num_sources)
+        instructions = self._deepspeed._INSTRUCTION_MAP
         if self._sums.reduces_gradients:
-            self._deepspeed._INSTRUCTION_MAP |= {
-                schedule.ReduceTiedGrads: lambda _: None,
-                schedule.ReduceGrads: lambda _: self._sums.reduce_gradients(self._gradient_views()),
-            }
+            instructions[schedule.ReduceTiedGrads] = lambda _: None
+        instructions[schedule.ReduceGrads] = self._reduction(instructions[schedule.ReduceGrads])
 
     @property
     def is_loss_stage(self) -> bool:
@@ -284,6 +283,16 @@ class PipelineEngine:
             num_sources=num_sources,
             device=self._device,
         )
+
+    def _reduction(self, of_deepspeed: Callable[..., None]) -> Callable[..., None]:
+        """What the schedule calls after the last backward pass: our sums, and where they leave it to DeepSpeed, its."""
+
+        def reduce(engine: Any) -> None:
+            self._sums.reduce_gradients(self._gradient_views())
+            if not self._sums.reduces_gradients:
+                of_deepspeed(engine)
+
+        return reduce
 
     def _take_step(self) -> None:
         """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""

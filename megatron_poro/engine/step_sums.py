@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from megatron_poro.engine.gradients import sum_of_squares
+from megatron_poro.engine.gradients import add_up_partial_, sum_of_squares
 from megatron_poro.engine.objective import LossParts, Targets
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import ParallelGroups
@@ -58,7 +58,10 @@ class StepSums(Protocol):
         ...
 
     def reduce_gradients(self, gradients: Gradients) -> None:
-        """Puts the mean gradient over the global batch into ``gradients`` if it is not there. Collective."""
+        """Adds up, over the tensor group, the gradients of parameters that each rank uses for its positions only, and
+        puts the mean gradient over the global batch into ``gradients`` if :attr:`reduces_gradients`. Collective; called
+        once a step, after the last backward pass.
+        """
         ...
 
     def totals(self, gradients: Gradients) -> StepTotals:
@@ -67,7 +70,8 @@ class StepSums(Protocol):
 
 
 class PlainSums:
-    """Sums in fp32 in the order in which their terms come; gradients are left to autograd and DeepSpeed.
+    """Sums in fp32 in the order in which their terms come; gradients are left to autograd and DeepSpeed, but for the
+    terms that tensor ranks hold of the gradients of partial parameters.
 
     Args:
         groups: the process grid.
@@ -111,7 +115,7 @@ class PlainSums:
         return parts.loss_sum * self._loss_scale
 
     def reduce_gradients(self, gradients: Gradients) -> None:
-        pass
+        add_up_partial_(gradients, self._groups.tensor)
 
     def totals(self, gradients: Gradients) -> StepTotals:
         """Sums losses over replicas, on the loss stages, and then both losses and squares over each replica's shards;

@@ -35,11 +35,18 @@ class BlockOptions:
         backend: attention kernel, already chosen (not ``auto``).
         recompute: which activations are computed again in the backward pass.
         clock: source of dropout keys, shared by all layers of a process.
+        sequence: whether tensor ranks share out the positions outside of attention and feed-forward: the residual
+            stream ``[b, s, h]`` is then ``[b, s/tp, h]`` (:mod:`megatron_poro.parallel.sequence`).
     """
 
     backend: AttentionBackend = AttentionBackend.EAGER
     recompute: Recompute = Recompute.NONE
     clock: DropoutClock = field(default_factory=DropoutClock)
+    sequence: bool = False
+
+    def stream(self, group: AxisGroup) -> AxisGroup:
+        """The processes that share out the positions of the residual stream, given the tensor group."""
+        return group if self.sequence else AxisGroup.single()
 
 
 def bloom_plan(model: BloomConfig, *, group: AxisGroup, options: BlockOptions) -> LayerPlan:
@@ -51,8 +58,10 @@ def bloom_plan(model: BloomConfig, *, group: AxisGroup, options: BlockOptions) -
     alibi = Alibi(model.num_heads, form=model.alibi, group=group)
     width = model.hidden_size
     vocabulary = {
-        "vocab_size": model.vocab_size, "hidden_size": width, "group": group, "init_std": model.init_std
+        "vocab_size": model.vocab_size, "hidden_size": width, "group": group, "init_std": model.init_std,
+        "sequence": options.sequence,
     }  # fmt: skip
+    stream = options.stream(group)
     block_cost = float(12 * width * width)
     blocks = [
         LayerEntry(
@@ -67,12 +76,16 @@ def bloom_plan(model: BloomConfig, *, group: AxisGroup, options: BlockOptions) -
     return LayerPlan(
         (
             LayerEntry(role="embedding", module=VocabParallelEmbedding, arguments=vocabulary, counts=True),
-            LayerEntry(role="embedding_norm", module=EmbeddingNorm, arguments={"model": model, "clock": options.clock}),
+            LayerEntry(
+                role="embedding_norm",
+                module=EmbeddingNorm,
+                arguments={"model": model, "clock": options.clock, "stream": stream},
+            ),
             *blocks,
             LayerEntry(
                 role="final_norm",
                 module=LayerNorm,
-                arguments={"hidden_size": width, "epsilon": model.layer_norm_epsilon},
+                arguments={"hidden_size": width, "epsilon": model.layer_norm_epsilon, "stream": stream},
             ),
             LayerEntry(
                 role="head",
@@ -90,13 +103,13 @@ def bloom_plan(model: BloomConfig, *, group: AxisGroup, options: BlockOptions) -
 class EmbeddingNorm(LayerNorm):
     """The norm and dropout between the embedding and the first block; ``[b, s, h]`` -> ``[b, s, h]``."""
 
-    def __init__(self, *, model: BloomConfig, clock: DropoutClock) -> None:
-        super().__init__(model.hidden_size, epsilon=model.layer_norm_epsilon)
-        self.dropout, self.clock = model.hidden_dropout, clock
+    def __init__(self, *, model: BloomConfig, clock: DropoutClock, stream: AxisGroup) -> None:
+        super().__init__(model.hidden_size, epsilon=model.layer_norm_epsilon, stream=stream)
+        self.dropout, self.clock, self.stream = model.hidden_dropout, clock, stream
 
     def forward(self, hidden: Tensor) -> Tensor:
         key = self.clock.next_key("embedding_norm") if self.training and self.dropout > 0.0 else None
-        return dropout(super().forward(hidden), self.dropout, key, "embedding")
+        return dropout(super().forward(hidden), self.dropout, key, "embedding", stream=self.stream)
 
 
 class BloomAttention(nn.Module):
@@ -108,12 +121,14 @@ class BloomAttention(nn.Module):
         self.head_size = width // model.num_heads
         self.alibi, self.options, self.group = alibi, options, group
         self.dropout = model.attention_dropout
-        self.qkv = ColumnParallelLinear(width, 3 * width, group=group, init_std=model.init_std)
-        self.out = RowParallelLinear(width, width, group=group, init_std=_output_std(model))
+        sequence = options.sequence
+        self.qkv = ColumnParallelLinear(width, 3 * width, group=group, init_std=model.init_std, sequence=sequence)
+        self.out = RowParallelLinear(width, width, group=group, init_std=_output_std(model), sequence=sequence)
 
     def forward(self, hidden: Tensor, key: DropoutKey | None) -> Tensor:
-        b, s, _ = hidden.shape
-        qkv = self.qkv(hidden).view(b, s, -1, 3, self.head_size)  # [b, s, n/tp, 3, d]
+        packed = self.qkv(hidden)  # [b, s, 3*h/tp]
+        b, s, _ = packed.shape
+        qkv = packed.view(b, s, -1, 3, self.head_size)  # [b, s, n/tp, 3, d]
         query, keys, value = qkv.permute(3, 0, 2, 1, 4)  # each [b, n/tp, s, d]
         if self.options.recompute is Recompute.SELECTIVE and torch.is_grad_enabled():
             attended = checkpoint(self._attend, query, keys, value, key, use_reentrant=False, preserve_rng_state=False)
@@ -137,18 +152,18 @@ class BloomAttention(nn.Module):
 class BloomMLP(nn.Module):
     """Feed-forward layer with tanh GELU, four times as wide; ``[b, s, h]`` -> ``[b, s, h]``."""
 
-    def __init__(self, *, model: BloomConfig, group: AxisGroup) -> None:
+    def __init__(self, *, model: BloomConfig, group: AxisGroup, sequence: bool = False) -> None:
         super().__init__()
         width = model.hidden_size
-        self.up = ColumnParallelLinear(width, 4 * width, group=group, init_std=model.init_std)
-        self.down = RowParallelLinear(4 * width, width, group=group, init_std=_output_std(model))
+        self.up = ColumnParallelLinear(width, 4 * width, group=group, init_std=model.init_std, sequence=sequence)
+        self.down = RowParallelLinear(4 * width, width, group=group, init_std=_output_std(model), sequence=sequence)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(hidden), approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class BloomBlock(nn.Module):
-    """One transformer block; ``[b, s, h]`` -> ``[b, s, h]``.
+    """One transformer block; ``[b, s, h]`` -> ``[b, s, h]``, with ``options.sequence`` ``[b, s/tp, h]`` of each.
 
     With ``recompute=full`` only the block's input is kept and the block runs a second time in the backward pass.
     The dropout key is drawn before, so both passes draw the same masks.
@@ -159,10 +174,11 @@ class BloomBlock(nn.Module):
         self.name, self.options = name, options
         self.dropout = model.hidden_dropout
         self.draws_masks = model.hidden_dropout > 0.0 or model.attention_dropout > 0.0
-        self.attention_norm = LayerNorm(model.hidden_size, epsilon=model.layer_norm_epsilon)
+        self.stream = options.stream(group)
+        self.attention_norm = LayerNorm(model.hidden_size, epsilon=model.layer_norm_epsilon, stream=self.stream)
         self.attention = BloomAttention(model=model, group=group, alibi=alibi, options=options)
-        self.mlp_norm = LayerNorm(model.hidden_size, epsilon=model.layer_norm_epsilon)
-        self.mlp = BloomMLP(model=model, group=group)
+        self.mlp_norm = LayerNorm(model.hidden_size, epsilon=model.layer_norm_epsilon, stream=self.stream)
+        self.mlp = BloomMLP(model=model, group=group, sequence=options.sequence)
 
     def forward(self, hidden: Tensor) -> Tensor:
         key = self.options.clock.next_key(self.name) if self.training and self.draws_masks else None
@@ -173,9 +189,9 @@ class BloomBlock(nn.Module):
 
     def _run(self, hidden: Tensor, key: DropoutKey | None) -> Tensor:
         attended = self.attention(self.attention_norm(hidden), key)
-        hidden = hidden + dropout(attended, self.dropout, key, "attention_residual")
+        hidden = hidden + dropout(attended, self.dropout, key, "attention_residual", stream=self.stream)
         expanded = self.mlp(self.mlp_norm(hidden))
-        return hidden + dropout(expanded, self.dropout, key, "mlp_residual")
+        return hidden + dropout(expanded, self.dropout, key, "mlp_residual", stream=self.stream)
 
 
 def _output_std(model: BloomConfig) -> float:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megatron_poro.parallel.groups import AxisGroup
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a hash of its parts, the same on every machine."""
@@ -65,7 +67,13 @@ class DropoutClock:
 
 
 def dropout(
-    tensor: Tensor, probability: float, key: DropoutKey | None, place: str, *, rank: int | None = None
+    tensor: Tensor,
+    probability: float,
+    key: DropoutKey | None,
+    place: str,
+    *,
+    rank: int | None = None,
+    stream: AxisGroup | None = None,
 ) -> Tensor:
     """Zeroes elements with the given probability and scales up the rest.
 
@@ -75,6 +83,8 @@ def dropout(
         key: which masks to draw; ``None`` leaves the tensor as it is.
         place: name of the call within its layer.
         rank: tensor rank, for an activation that is sharded over the tensor group; ``None`` for a replicated one.
+        stream: the processes that share out the positions ``[b, s/tp, ...]`` of a replicated activation; each draws
+            the mask of the whole sample and takes its part, so that masks do not depend on the cut.
     """
     if key is None or probability == 0.0:
         return tensor
@@ -84,5 +94,11 @@ def dropout(
         generator.manual_seed(
             derive_seed(key.seed, "dropout", sample, key.layer, place, "all" if rank is None else rank)
         )
-        row.bernoulli_(1.0 - probability, generator=generator)
+        if stream is None or stream.size == 1:
+            row.bernoulli_(1.0 - probability, generator=generator)
+        else:
+            whole = row.new_empty(stream.size * len(row), *row.shape[1:]).bernoulli_(
+                1.0 - probability, generator=generator
+            )
+            row.copy_(whole.chunk(stream.size)[stream.rank])
     return tensor * keep / (1.0 - probability)

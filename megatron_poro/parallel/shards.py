@@ -80,6 +80,20 @@ def mark_shard(parameter: nn.Parameter, shard: ShardSpec) -> None:
     parameter.model_parallel = shard.dim is not None  # type: ignore[attr-defined]
 
 
+def mark_partial(parameter: nn.Parameter) -> None:
+    """Notes on a whole parameter that each tensor rank uses it for its part of the sequence only.
+
+    Its gradient on a rank is then a term of the true one; an engine adds the terms up over the tensor group.
+    """
+    assert shard_of(parameter).dim is None, f"{shard_of(parameter)} is cut, so no other rank has a term of its gradient"
+    parameter.partial = True  # type: ignore[attr-defined]
+
+
+def is_partial(parameter: nn.Parameter) -> bool:
+    """Whether :func:`mark_partial` left its note."""
+    return getattr(parameter, "partial", False)
+
+
 def set_name(parameter: nn.Parameter, name: str) -> None:
     """Notes the canonical name: what the parameter is called in every layout and in checkpoints."""
     parameter.canonical_name = name  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.collectives import all_reduce, copy_to_group, reduce_from_group
 from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.sequence import linear_of_cut_sequence, reduce_to_cut_sequence
 from megatron_poro.parallel.shards import Initial, ShardSpec, new_parameter
 from megatron_poro.parallel.ties import tied_use
 
@@ -20,20 +21,23 @@ class VocabParallelEmbedding(nn.Module):
     """Token ids to vectors; each rank holds a contiguous range of the vocabulary.
 
     Shapes:
-        tokens int64 ``[b, s]`` -> ``[b, s, h]``, the same on every rank.
+        tokens int64 ``[b, s]`` -> ``[b, s, h]``, the same on every rank, or with ``sequence`` each rank's positions
+        ``[b, s/tp, h]``.
 
     Raises:
         TopologyError: if the group does not divide the vocabulary.
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int, *, group: AxisGroup, init_std: float) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, *, group: AxisGroup, init_std: float, sequence: bool = False
+    ) -> None:
         super().__init__()
         if vocab_size % group.size != 0:
             raise TopologyError(
                 f"parallel.tensor={group.size} does not divide model.vocab_size={vocab_size}. "
                 f"Use a vocabulary of {-(-vocab_size // group.size) * group.size} rows or another parallel.tensor."
             )
-        self.group = group
+        self.group, self.cut_sequence = group, sequence and group.size > 1
         self.weight = new_parameter(
             ShardSpec((vocab_size, hidden_size), 0, group.rank, group.size), Initial(std=init_std)
         )
@@ -43,11 +47,18 @@ class VocabParallelEmbedding(nn.Module):
             return F.embedding(tokens, self.weight)
         local, elsewhere = _local_ids(tokens, self.weight.shape[0], self.group)
         vectors = F.embedding(local, self.weight).masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        if self.cut_sequence:
+            return reduce_to_cut_sequence(vectors, self.group)  # [b, s/tp, h]
         return reduce_from_group(vectors, self.group)  # [b, s, h]
 
 
 def vocab_parallel_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Tensor:
-    """Logits by the tied embedding: ``[b, s, h]`` -> ``[b, s, v/tp]``, this rank's range of the vocabulary."""
+    """Logits by the tied embedding: ``[b, s, h]`` -> ``[b, s, v/tp]``, this rank's range of the vocabulary.
+
+    Of an embedding with ``sequence`` the input is this rank's positions ``[b, s/tp, h]``.
+    """
+    if embedding.cut_sequence:
+        return linear_of_cut_sequence(hidden, tied_use(embedding.weight), None, embedding.group)
     return F.linear(copy_to_group(hidden, embedding.group), tied_use(embedding.weight))
 
 

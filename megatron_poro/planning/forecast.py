@@ -20,6 +20,7 @@ from megatron_poro.planning.traffic import (
     Links,
     Traffic,
     activation_bytes,
+    boundary_bytes,
     links,
     rank_traffic,
     ring_bytes,
@@ -131,8 +132,12 @@ class PassTimes:
         size = self._config.parallel.tensor
         if size == 1:
             return 0.0
-        drops = self._config.model.hidden_dropout > 0.0
-        forward, backward = tensor_sums(self._stages[stage], self._config.engine.recompute, drops=drops)
+        forward, backward = tensor_sums(
+            self._stages[stage],
+            self._config.engine.recompute,
+            drops=self._config.model.hidden_dropout > 0.0,
+            sequence=self._config.parallel.sequence,
+        )
         each = ring_bytes(activation_bytes(self._config), size) / self._link.tensor + self._link.latency
         return (forward if kind is Pass.FORWARD else backward) * each
 
@@ -199,7 +204,7 @@ def forecast(
 
 def transfer_seconds(config: TrainConfig, link: Links) -> float:
     """Time that a microbatch takes from one stage to the next."""
-    return activation_bytes(config) / link.pipeline + link.latency
+    return boundary_bytes(config) / link.pipeline + link.latency
 
 
 def _busy(config: TrainConfig, rank: int, microbatches: int, passes: PassTimes) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """How many bytes one process of each pipeline rank needs, part by part.
 
 What is kept of a block for its backward pass is counted tensor by tensor, as autograd saves them (a test compares the
-count with what autograd reports). Sizes are per tensor rank, in bytes; ``t`` is the tensor size.
+count with what autograd reports). What lives only while a layer runs, such as the gathered input of a layer that keeps
+a cut one, is not counted. Sizes are per tensor rank, in bytes; ``t`` is the tensor size.
 """
 
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class TensorSizes:
         item: bytes of a number in the format of the weights.
         drops: whether the residual stream has dropout.
         drops_weights: whether attention weights have.
+        sequence: whether tensor ranks share out the positions outside of attention and feed-forward.
     """
 
     tokens: int
@@ -72,6 +74,17 @@ class TensorSizes:
     item: int
     drops: bool = False
     drops_weights: bool = False
+    sequence: bool = False
+
+    @property
+    def outside(self) -> float:
+        """Tokens that a tensor rank holds outside of attention and feed-forward."""
+        return self.tokens / self.tensor if self.sequence else float(self.tokens)
+
+    @property
+    def width(self) -> float:
+        """Bytes of the residual stream of a microbatch."""
+        return self.outside * self.hidden * self.item
 
     def block(self, backend: AttentionBackend, *, selective: bool) -> float:
         """Bytes that a block keeps for its backward pass."""
@@ -81,7 +94,7 @@ class TensorSizes:
         # up's output (input of GELU), GELU's output (input of down), attended heads (input of out)
         products = (4 * h / t + 4 * h / t + h / t) * self.item
         masks = 2 * h if self.drops else 0
-        kept = self.tokens * (norms + products + masks)
+        kept = self.outside * (norms + masks) + self.tokens * products
         return kept + (self.tokens * 3 * h / t * self.item if selective else self.attention(backend))
 
     def attention(self, backend: AttentionBackend) -> float:
@@ -130,13 +143,14 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         item=item,
         drops=model.hidden_dropout > 0.0,
         drops_weights=model.attention_dropout > 0.0,
+        sequence=parallel.sequence,
     )
     recompute = config.engine.recompute
     whole_block = sizes.block(backend, selective=False)
     kept_block = {
         Recompute.NONE: whole_block,
         Recompute.SELECTIVE: sizes.block(backend, selective=True),
-        Recompute.FULL: float(tokens * model.hidden_size * item),
+        Recompute.FULL: sizes.width,
     }[recompute]
 
     stages = stage_layers(config)
@@ -191,18 +205,18 @@ def _in_pipeline(stage: int, num_stages: int, sizes: TensorSizes) -> float:
 
     A stage computes with a copy of what it was sent.
     """
-    return float(sizes.tokens * sizes.hidden * sizes.item * ((stage > 0) + (stage < num_stages - 1)))
+    return sizes.width * ((stage > 0) + (stage < num_stages - 1))
 
 
 def _kept(layers: list[LayerSize], block: float, sizes: TensorSizes) -> float:
     """Bytes that one microbatch leaves behind on a stage, logits not included."""
     blocks = sum(layer.role.startswith("blocks") for layer in layers)
-    width = sizes.tokens * sizes.hidden * sizes.item
+    width = sizes.width
     ends = sum(
         {"embedding": 16 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
         for layer in layers
     )
-    masks = sizes.tokens * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
+    masks = sizes.outside * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
     if layers[0].role == "head":  # its input is the final norm's output wherever that is, and not received twice
         ends += width
     return blocks * block + ends + masks

@@ -81,7 +81,7 @@ class RankSizes:
     @property
     def width(self) -> float:
         """One microbatch between two layers."""
-        return float(self.sizes.tokens * self.sizes.hidden * self.sizes.item)
+        return self.sizes.width
 
     @property
     def blocks(self) -> int:
@@ -138,7 +138,7 @@ def _in_a_block(config: TrainConfig, rank: RankSizes, rest: Moment, backend: Att
     sizes, width = rank.sizes, rank.width
     if rank.blocks == 0:
         return rest
-    attention_width = width / sizes.tensor
+    attention_width = sizes.tokens * sizes.hidden / sizes.tensor * sizes.item
     whole = sizes.block(backend, selective=False) - width  # its input is kept in any case
     core = _attention_core(config, sizes, backend)
     # of the attention: the norm's output and statistics, queries, keys and values in one, and the core

@@ -39,6 +39,7 @@ class Candidate:
             f"parallel.tensor={parallel.tensor}",
             f"parallel.pipeline={parallel.pipeline}",
             f"parallel.data={parallel.data}",
+            f"parallel.sequence={str(parallel.sequence).lower()}",
             f"engine.microbatch_samples={engine.microbatch_samples}",
             f"engine.pipeline_schedule={engine.pipeline_schedule.value}",
             f"engine.recompute={engine.recompute.value}",
@@ -82,18 +83,27 @@ def _layouts(config: TrainConfig, hardware: HardwareConfig, world_size: int) -> 
 
 def _variants(config: TrainConfig, tensor: int, pipeline: int, data: int, samples: int) -> Iterator[TrainConfig]:
     microbatches = config.schedule.global_batch_samples // (data * samples)
+    cuts = (False, True) if config.data.sequence_length % tensor == 0 else (False,)
+    if tensor == 1:
+        cuts = (config.parallel.sequence,)  # there is nothing to cut it over
     for schedule in PipelineSchedule:
         if schedule is PipelineSchedule.DUALPIPEV and (pipeline == 1 or microbatches < 2 * pipeline):
             continue
         for recompute in Recompute:
             for split in StageSplit if pipeline > 1 else (config.parallel.stage_split,):
-                parallel = dataclasses.replace(
-                    config.parallel, tensor=tensor, pipeline=pipeline, data=data, stage_split=split
-                )
                 engine = dataclasses.replace(
                     config.engine, microbatch_samples=samples, pipeline_schedule=schedule, recompute=recompute
                 )
-                yield dataclasses.replace(config, parallel=parallel, engine=engine)
+                for sequence in cuts:
+                    parallel = dataclasses.replace(
+                        config.parallel,
+                        tensor=tensor,
+                        pipeline=pipeline,
+                        data=data,
+                        sequence=sequence,
+                        stage_split=split,
+                    )
+                    yield dataclasses.replace(config, parallel=parallel, engine=engine)
 
 
 def _judge(config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend) -> Candidate:

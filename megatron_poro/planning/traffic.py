@@ -15,7 +15,7 @@ class Traffic(NamedTuple):
     """Bytes that one process sends in one step.
 
     Attributes:
-        tensor: sums over the tensor group.
+        tensor: sums over the tensor group, and with ``parallel.sequence`` the two halves that sums are made of.
         pipeline: activations and their gradients to neighbours.
         data: gradients summed over replicas, and updated weights gathered from them.
         tie: gradients of the tied matrix between the two ends of the pipeline.
@@ -37,7 +37,9 @@ def ring_bytes(size: float, members: int) -> float:
     return 2.0 * (members - 1) / members * size
 
 
-def tensor_sums(layers: list[LayerSize], recompute: Recompute, *, drops: bool) -> tuple[int, int]:
+def tensor_sums(
+    layers: list[LayerSize], recompute: Recompute, *, drops: bool, sequence: bool = False
+) -> tuple[float, float]:
     """Sums over the tensor group that a microbatch needs on a stage: in the forward and in the backward pass.
 
     Every block sums its two outputs forward, and the gradients of its two inputs backward. Recomputation of whole
@@ -45,17 +47,24 @@ def tensor_sums(layers: list[LayerSize], recompute: Recompute, *, drops: bool) -
     product is kept for the backward pass, and recomputation ends there. The embedding sums once forward, the head once
     backward.
 
+    With ``sequence`` a sum is cut into its halves, a reduce-scatter and an all-gather of as many bytes, which lie at
+    the two ends of a region. Every entrance (two a block, and the head) gathers its input once more in the backward
+    pass: that is half a sum each. Without dropout recomputation repeats an entrance's half of the second sum.
+
     Args:
         layers: of the stage.
         recompute: ``engine.recompute``.
         drops: whether the residual stream has dropout.
+        sequence: ``parallel.sequence``.
     """
     blocks = sum(layer.role.startswith("blocks") for layer in layers)
     roles = {layer.role for layer in layers}
-    forward = 2 * blocks + ("embedding" in roles)
-    backward = 2 * blocks + ("head" in roles)
-    again = blocks * (2 if drops else 1) if recompute is Recompute.FULL else 0
-    return forward, backward + again
+    embedding, head = "embedding" in roles, "head" in roles
+    repeated = 2.0 if drops else 1.5 if sequence else 1.0
+    again = repeated * blocks if recompute is Recompute.FULL else 0.0
+    if sequence:
+        return 2 * blocks + embedding / 2 + head / 2, 3 * blocks + embedding / 2 + head + again
+    return 2 * blocks + embedding, 2 * blocks + head + again
 
 
 def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
@@ -63,11 +72,20 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     batch, parallel = batch_plan(config, world_size), config.parallel
     ranks, last = rank_layers(config), parallel.pipeline - 1
     item = 2 if config.engine.precision is Precision.BF16 else 4
-    width = activation_bytes(config)
+    width, sent = activation_bytes(config), boundary_bytes(config)
     summed = 8.0 if config.engine.reproducible else 4.0  # bytes of an element of the gradient: int64 or fp32
     found = []
     for rank, layers in enumerate(ranks):
-        sums = sum(tensor_sums(layers, config.engine.recompute, drops=config.model.hidden_dropout > 0.0))
+        sums = sum(
+            tensor_sums(
+                layers,
+                config.engine.recompute,
+                drops=config.model.hidden_dropout > 0.0,
+                sequence=parallel.sequence,
+            )
+        )
+        # of parameters that each tensor rank uses for its positions only, once a step
+        partial = summed * sum(layer.whole for layer in layers) if parallel.sequence else 0.0
         # cross entropy sums the maximum, the normaliser and the target of each token in fp32
         of_loss = 3 * _FP32 * width / (config.model.hidden_size * item) if layers[-1].role == "head" else 0.0
         parameters = held_parameters(layers, parallel.tensor)
@@ -77,9 +95,10 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
         tied = any(layer.role in ("embedding", "head") for layer in layers) and not folded
         found.append(
             Traffic(
-                tensor=batch.microbatches * ring_bytes(sums * width + of_loss, parallel.tensor),
+                tensor=batch.microbatches * ring_bytes(sums * width + of_loss, parallel.tensor)
+                + ring_bytes(partial, parallel.tensor),
                 # activations to one neighbour, gradients to the other; a rank with two stages does both twice
-                pipeline=batch.microbatches * width * neighbours * _stages_per_rank(config),
+                pipeline=batch.microbatches * sent * neighbours * _stages_per_rank(config),
                 data=ring_bytes(summed * parameters, batch.data_size) + gathered,
                 tie=ring_bytes(summed * config.model.vocab_size * config.model.hidden_size / parallel.tensor, 2)
                 if tied
@@ -90,10 +109,15 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
 
 
 def activation_bytes(config: TrainConfig) -> float:
-    """Bytes of one microbatch between two layers."""
+    """Bytes of one microbatch between two layers, over all positions."""
     item = 2 if config.engine.precision is Precision.BF16 else 4
     tokens = config.engine.microbatch_samples * config.data.sequence_length
     return float(tokens * config.model.hidden_size * item)
+
+
+def boundary_bytes(config: TrainConfig) -> float:
+    """Bytes of one microbatch that a process sends to the next stage: its positions where the sequence is cut."""
+    return activation_bytes(config) / (config.parallel.tensor if config.parallel.sequence else 1)
 
 
 def _stages_per_rank(config: TrainConfig) -> int:

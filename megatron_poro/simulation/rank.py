@@ -155,7 +155,7 @@ def observe_rank(config: TrainConfig, *, assume_neighbours: bool = False) -> Sim
     batch, parallel, model = batch_plan(config, dist.get_world_size()), config.parallel, config.model
     topology = Topology(tensor=parallel.tensor, pipeline=parallel.pipeline, data=batch.data_size)
     samples, length = batch.microbatch_samples, config.data.sequence_length
-    between = (samples, length, model.hidden_size)
+    between = (samples, length // (parallel.tensor if parallel.sequence else 1), model.hidden_size)
     microbatches = [_microbatch(samples, length) for _ in range(batch.microbatches)]  # on the host, so not counted
 
     def part_of(tensor: Tensor) -> str:

@@ -44,7 +44,7 @@ class Collective(NamedTuple):
     Attributes:
         kind: ``allreduce``, ``allgather``, ``broadcast``, ``send``, ``recv``, ...
         ranks: of the group in its order; of a message the two ends, sender first.
-        size_bytes: of the whole tensor: what is summed, the gathered result, the message.
+        size_bytes: of the whole tensor: what is summed or scattered, the gathered result, the message.
         shape: of the tensor, the first one where there are several.
         dtype: its format.
     """
@@ -114,7 +114,9 @@ def _collective(func: Any, args: Any) -> Collective:
     elif operator == "broadcast_":
         root = ranks[args[position + 1]]
         ranks = (root, *(rank for rank in ranks if rank != root))
-    tensors = [leaf for leaf in tree_leaves(args[0]) if isinstance(leaf, Tensor)]
+    # what is scattered is handed over behind what each process gets
+    whole = args[1] if "scatter" in operator else args[0]
+    tensors = [leaf for leaf in tree_leaves(whole) if isinstance(leaf, Tensor)]
     return Collective(
         kind=_NAMES.get(operator, operator.strip("_")),
         ranks=ranks,

@@ -17,10 +17,10 @@ from tests.support.ranks import run_ranks
 from tests.support.tiny import tiny_config
 
 
-def laid_out(tensor: int, pipeline: int, data: int, **options: Any) -> TrainConfig:
+def laid_out(tensor: int, pipeline: int, data: int, *, sequence: bool = False, **options: Any) -> TrainConfig:
     """The tiny model at a layout, in bf16 unless said otherwise."""
     config = tiny_config(**{"precision": Precision.BF16, **options})
-    parallel = dataclasses.replace(config.parallel, tensor=tensor, pipeline=pipeline, data=data)
+    parallel = dataclasses.replace(config.parallel, tensor=tensor, pipeline=pipeline, data=data, sequence=sequence)
     return dataclasses.replace(config, parallel=parallel)
 
 
@@ -32,12 +32,20 @@ def simulated(config: TrainConfig, rank: int, world_size: int = 4) -> SimulatedR
     "config",
     [
         laid_out(2, 2, 1, recompute=Recompute.FULL),
+        laid_out(2, 2, 1, recompute=Recompute.FULL, sequence=True),
         laid_out(1, 4, 1, attention=AttentionBackend.FLASH),
         laid_out(1, 2, 2, precision=Precision.FP32),
         laid_out(2, 1, 2, recompute=Recompute.SELECTIVE, attention_dropout=0.1, hidden_dropout=0.1),
         laid_out(1, 2, 2, pipeline_schedule=PipelineSchedule.DUALPIPEV),
     ],
-    ids=["tensor2-pipeline2", "pipeline4", "pipeline2-data2-fp32", "tensor2-data2-dropout", "dualpipev"],
+    ids=[
+        "tensor2-pipeline2",
+        "sequence",
+        "pipeline4",
+        "pipeline2-data2-fp32",
+        "tensor2-data2-dropout",
+        "dualpipev",
+    ],
 )
 def test_a_simulated_rank_sends_and_holds_what_a_real_one_does(config: TrainConfig) -> None:
     """Every call in its order, with shape and format; the peak of the memory within two thousandths."""
@@ -50,6 +58,15 @@ def test_a_simulated_rank_sends_and_holds_what_a_real_one_does(config: TrainConf
         assert dry.taken
         assert dry.peak_bytes == pytest.approx(real.peak_bytes, rel=2e-3)
         assert dry.parts["gradients"] == real.parts["gradients"]
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_the_plan_counts_every_byte_of_a_tensor_group(sequence: bool) -> None:
+    config = laid_out(2, 2, 1, recompute=Recompute.FULL, sequence=sequence)
+    for rank in (0, 3):
+        seen = simulated(config, rank)
+        sent = sum(one.sent_bytes(rank) for one in seen.step if seen.axis(one) == "tensor")
+        assert sent == rank_traffic(config, world_size=4)[seen.coordinate.pipeline].tensor
 
 
 def test_a_layer_of_a_wrong_shape_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,21 @@ def test_run_goes_on_at_another_layout_and_in_one_process(corpora: ToyCorpora, t
         assert line[names.LOSS.key] == pytest.approx(control[names.LOSS.key], rel=1e-4)
 
 
+def test_sequence_may_be_cut_for_a_part_of_a_run(corpora: ToyCorpora, tmp_path: Path) -> None:
+    often = ("validation.every_steps=4", "guards.replica_check_every_steps=1")
+    cut = (*GRID, *often, "parallel.sequence=true", "engine.truth_check=on", "model.hidden_dropout=0.1")
+    assert launch(corpora.arguments(tmp_path, *cut, "run.stop_after_steps=3"), world=4) == [0] * 4
+    whole = (*cut, "parallel.sequence=false", "run.stop_after_steps=6")
+    assert launch(corpora.arguments(tmp_path, *whole), world=4) == [0] * 4
+    assert launch(corpora.arguments(tmp_path, *cut), world=4) == [0] * 4
+    main(corpora.arguments(tmp_path / "one", "validation.every_steps=4", "model.hidden_dropout=0.1"))
+    found, one = RunOnDisk(tmp_path).lines(), RunOnDisk(tmp_path / "one").lines()
+    assert [line[names.STEP.key] for line in found] == list(range(1, STEPS + 1))
+    for line, control in zip(found, one, strict=True):
+        for key in {names.LOSS.key, names.GRAD_NORM.key, names.VALIDATION_LOSS.key} & control.keys():
+            assert line[key] == pytest.approx(control[key], rel=1e-4), key
+
+
 def _signal_one_rank(monkeypatch: pytest.MonkeyPatch, *, rank: int, done: int) -> None:
     original = loop.train_step
 

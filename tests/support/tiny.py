@@ -44,13 +44,14 @@ def tiny_config(
     global_batch: int = 16,
     microbatch: int = 1,
     reproducible: bool = False,
+    sequence: bool = False,
     **model: Any,
 ) -> TrainConfig:
     """A whole config for the tiny model; what the engine does not read is left out."""
     return TrainConfig(
         run=RunSection(name="tiny", seed=7),
         model=replace(TINY, **model),
-        parallel=ParallelConfig(),
+        parallel=ParallelConfig(sequence=sequence),
         engine=EngineConfig(
             kind=kind,
             precision=precision,

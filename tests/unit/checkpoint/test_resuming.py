@@ -139,13 +139,14 @@ def test_how_the_run_learns_may_change_only_where_it_is_accepted(saved: Path, ca
 def test_every_other_difference_is_told_in_a_line_of_its_own(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     config = dataclasses.replace(
-        changed("checkpoint", every_steps=7, keep_last=9), parallel=ParallelConfig(tensor=2, pipeline=4)
+        changed("checkpoint", every_steps=7, keep_last=9), parallel=ParallelConfig(tensor=2, pipeline=4, sequence=True)
     )
     load(saved, FakeEngine(filled=False), config=config, tokenizer_fingerprint=FINGERPRINT)
     told = [record.message for record in caplog.records if record.message.startswith("changed since")]
     assert told == [
         "changed since step_00000005: parallel.tensor was 1, is now 2",
         "changed since step_00000005: parallel.pipeline was 1, is now 4",
+        "changed since step_00000005: parallel.sequence was False, is now True",
         "changed since step_00000005: checkpoint.every_steps was 0, is now 7",
         "changed since step_00000005: checkpoint.keep_last was 2, is now 9",
     ]

@@ -81,6 +81,9 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      "divisible), or change the model.", {"parallel__tensor": 4}),
     ("tensor_divides_model", {"model__vocab_size": 4097}, None,
      "parallel.tensor=2 does not divide model.vocab_size=4097. Use 1 (heads and", {"model__vocab_size": 4098}),
+    ("tensor_divides_sequence", {"parallel__sequence": True, "data__sequence_length": 127}, None,
+     "parallel.sequence=true cuts data.sequence_length=127 over parallel.tensor=2, which does not divide it. Use a "
+     "length of 126 or 128, or parallel.sequence=false.", {"parallel__sequence": True, "data__sequence_length": 126}),
     ("layers_fill_stages", {"parallel__pipeline": 7}, None,
      "parallel.pipeline=7 with engine.pipeline_schedule=1f1b needs 7 stages, but model.num_layers=4 with embedding and "
      "head makes 6 layers. Use parallel.pipeline=6 or less, or a deeper model.", {"parallel__pipeline": 6}),

@@ -2,6 +2,7 @@
 
 import torch
 
+from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.rng import DropoutClock, derive_seed, dropout
 
 
@@ -55,6 +56,16 @@ def test_masks_agree_over_the_tensor_group_outside_and_differ_inside_it() -> Non
         inside.append(masks(clock, count=1, rank=tensor_rank)[0])
     assert torch.equal(outside[0], outside[1])
     assert not torch.equal(inside[0], inside[1])
+
+
+def test_positions_that_ranks_share_out_get_their_part_of_the_whole_mask() -> None:
+    clock = DropoutClock(seed=1, microbatch_samples=3)
+    clock.start_step(0)
+    key = clock.next_key("layer")
+    whole = dropout(torch.ones(3, 8, 16), 0.5, key, "here")
+    parts = [dropout(torch.ones(3, 2, 16), 0.5, key, "here", stream=AxisGroup(rank=rank, size=4)) for rank in range(4)]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    assert torch.equal(dropout(torch.ones(3, 8, 16), 0.5, key, "here", stream=AxisGroup.single()), whole)
 
 
 def test_dropout_keeps_the_expectation_and_without_a_key_does_nothing() -> None:

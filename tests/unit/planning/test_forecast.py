@@ -68,6 +68,20 @@ def test_traffic_is_what_rings_send() -> None:
     assert first.tie == last.tie == 4 * config.model.vocab_size * config.model.hidden_size / 2
 
 
+def test_a_cut_sequence_needs_less_memory_and_sends_less_between_stages() -> None:
+    plain, cut = poro(), poro()
+    cut.parallel.sequence = True
+    before = forecast(plain, lumi_g(), world_size=1024)
+    after = forecast(cut, lumi_g(), world_size=1024)
+    for rank in range(4):
+        assert after.memory[rank].total < before.memory[rank].total
+        assert after.memory[rank].weights == before.memory[rank].weights
+        assert after.traffic[rank].pipeline == before.traffic[rank].pipeline / 2
+        assert after.traffic[rank].data == before.traffic[rank].data
+    # a forward pass sends as much; a backward pass, which begins by recomputing here, gathers two inputs a block again
+    assert before.traffic[1].tensor < after.traffic[1].tensor < 1.17 * before.traffic[1].tensor
+
+
 def test_a_reproducible_run_sends_twice_the_gradient() -> None:
     config = small(pipeline=2, data=4)
     config.engine.precision = Precision.FP32  # no weights are gathered
@@ -114,6 +128,9 @@ def test_search_ranks_what_fits_and_says_why_the_rest_is_out() -> None:
             assert max(part.total for part in one.found.memory) <= room
     assert any("needs" in one.reason for one in found)
     assert {one.config.engine.pipeline_schedule for one in working} == set(PipelineSchedule)
+    grids = {(one.config.parallel.tensor > 1, one.config.parallel.sequence) for one in working}
+    assert grids >= {(True, False), (True, True)}
+    assert (False, True) not in grids  # nothing to cut it over
 
 
 def test_the_command_prints_the_plan_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,20 +9,28 @@ from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import AttentionBackend, Recompute
 from megatron_poro.models.bloom import BlockOptions, bloom_plan
 from megatron_poro.models.init import build_layer
-from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
+from megatron_poro.parallel.topology import Topology
 from megatron_poro.planning.memory import TensorSizes, rank_memory
 from megatron_poro.simulation.rank import simulate_rank
+from tests.support.ranks import run_ranks
 from tests.unit.planning.configs import poro
 from tests.unit.planning.drawn import drawn
 
-MODEL = BloomConfig(num_layers=2, hidden_size=64, num_heads=4, vocab_size=512)
+MODEL = BloomConfig(num_layers=2, hidden_size=64, num_heads=8, vocab_size=512)
 SAMPLES, LENGTH = 2, 128
 
 
-def saved_bytes(backend: AttentionBackend, recompute: Recompute, dtype: torch.dtype) -> int:
+def saved_bytes(
+    backend: AttentionBackend,
+    recompute: Recompute,
+    dtype: torch.dtype,
+    group: AxisGroup = AxisGroup.single(),  # noqa: B008  (a frozen value)
+    sequence: bool = False,
+) -> int:
     """Bytes that autograd keeps of a block, each storage once, parameters and shared constants left out."""
-    options = BlockOptions(backend=backend, recompute=recompute)
-    plan = bloom_plan(MODEL, group=AxisGroup.single(), options=options)
+    options = BlockOptions(backend=backend, recompute=recompute, sequence=sequence)
+    plan = bloom_plan(MODEL, group=group, options=options)
     (entry,) = [entry for entry in plan.entries if entry.role == "blocks.0"]
     block = build_layer(entry, seed=0, device="cpu").to(dtype)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
@@ -34,10 +42,56 @@ def saved_bytes(backend: AttentionBackend, recompute: Recompute, dtype: torch.dt
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    inputs = torch.randn(SAMPLES, LENGTH, MODEL.hidden_size, dtype=dtype, requires_grad=True)
+    positions = LENGTH // options.stream(group).size
+    inputs = torch.randn(SAMPLES, positions, MODEL.hidden_size, dtype=dtype, requires_grad=True)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         block(inputs)
     return sum(kept.values())
+
+
+def sizes_of(dtype: torch.dtype, *, tensor: int = 1, sequence: bool = False) -> TensorSizes:
+    return TensorSizes(
+        tokens=SAMPLES * LENGTH,
+        hidden=MODEL.hidden_size,
+        heads=MODEL.num_heads,
+        tensor=tensor,
+        length=LENGTH,
+        item=dtype.itemsize,
+        sequence=sequence,
+    )
+
+
+Case = tuple[AttentionBackend, Recompute, torch.dtype]
+
+
+def saved_bytes_at_once(cases: list[Case], sequence: bool) -> list[int]:
+    """What one tensor rank keeps in each case."""
+    group = ParallelGroups.create(Topology(tensor=torch.distributed.get_world_size())).tensor
+    return [saved_bytes(*case, group, sequence) for case in cases]
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("tensor", [2, 4])
+def test_a_block_of_a_tensor_rank_keeps_the_bytes_that_are_planned(tensor: int, sequence: bool) -> None:
+    backends = (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH)
+    cases: list[Case] = [
+        (backend, recompute, dtype)
+        for backend in backends
+        for recompute in (Recompute.NONE, Recompute.SELECTIVE)
+        for dtype in (torch.bfloat16, torch.float32)
+    ]
+    planned = [
+        sizes_of(dtype, tensor=tensor, sequence=sequence).block(backend, selective=recompute is Recompute.SELECTIVE)
+        for backend, recompute, dtype in cases
+    ]
+    assert run_ranks(saved_bytes_at_once, cases, sequence, world=tensor) == [planned] * tensor
+
+
+def test_full_recomputation_keeps_the_positions_of_a_tensor_rank() -> None:
+    case: Case = (AttentionBackend.EAGER, Recompute.FULL, torch.float32)
+    width = sizes_of(torch.float32, tensor=2, sequence=True).width
+    assert width == SAMPLES * LENGTH // 2 * MODEL.hidden_size * 4
+    assert run_ranks(saved_bytes_at_once, [case], True, world=2) == [[width]] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -46,14 +100,7 @@ def saved_bytes(backend: AttentionBackend, recompute: Recompute, dtype: torch.dt
 def test_a_block_keeps_the_bytes_that_are_planned(
     backend: AttentionBackend, recompute: Recompute, dtype: torch.dtype
 ) -> None:
-    sizes = TensorSizes(
-        tokens=SAMPLES * LENGTH,
-        hidden=MODEL.hidden_size,
-        heads=MODEL.num_heads,
-        tensor=1,
-        length=LENGTH,
-        item=dtype.itemsize,
-    )
+    sizes = sizes_of(dtype)
     assert sizes.block(backend, selective=recompute is Recompute.SELECTIVE) == saved_bytes(backend, recompute, dtype)
 
 
