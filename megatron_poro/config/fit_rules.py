@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from megatron_poro.config.derived import batch_plan, data_parallel_size, decay_tokens, num_stages, replica_processes
+from megatron_poro.config.profile import profiled_steps
 from megatron_poro.config.run import EngineKind, PipelineSchedule, TrainConfig
 from megatron_poro.config.typed import enumerate_words
 from megatron_poro.units import format_count
@@ -172,6 +173,20 @@ def milestones_are_steps_apart(config: TrainConfig, world_size: int | None) -> I
         )
 
 
+def profiled_steps_are_taken(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """A profile is written after its last step, which this start of the run must reach."""
+    steps = profiled_steps(config.profile.steps)
+    ends = {"schedule.total_tokens": config.schedule.total_tokens // batch_plan(config).tokens_per_step}
+    if config.run.stop_after_steps is not None:
+        ends["run.stop_after_steps"] = config.run.stop_after_steps
+    key, end = min(ends.items(), key=lambda item: item[1])
+    if steps and steps[-1] > end:
+        yield (
+            f"profile.steps={config.profile.steps} goes on to step {steps[-1]}, but the run ends after step {end} "
+            f"({key}). Name earlier steps, or train longer."
+        )
+
+
 FIT_RULES: tuple[FitRule, ...] = (
     heads_divide_hidden_size,
     tensor_divides_model,
@@ -185,6 +200,7 @@ FIT_RULES: tuple[FitRule, ...] = (
     mixtures_are_complete,
     validation_has_samples,
     milestones_are_steps_apart,
+    profiled_steps_are_taken,
 )
 
 

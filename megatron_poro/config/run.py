@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from megatron_poro.config.data import DataConfig
 from megatron_poro.config.guards import GuardsConfig
 from megatron_poro.config.model import BloomConfig
+from megatron_poro.config.profile import ProfileConfig
 
 
 def count_field(default: Any = MISSING) -> Any:
@@ -326,3 +327,4 @@ class TrainConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)

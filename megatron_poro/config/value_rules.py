@@ -12,8 +12,10 @@ from megatron_poro.config.continuation import acceptable_keys
 from megatron_poro.config.data import SourceConfig
 from megatron_poro.config.identity import identity
 from megatron_poro.config.model import MODEL_SCHEMAS
+from megatron_poro.config.profile import profiled_steps
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import enumerate_words
+from megatron_poro.errors import ConfigError
 
 ValueRule = Callable[[TrainConfig], Iterator[str]]
 
@@ -183,6 +185,14 @@ def accepted_keys_exist(config: TrainConfig) -> Iterator[str]:
             )
 
 
+def profiled_steps_are_a_range(config: TrainConfig) -> Iterator[str]:
+    """Steps that no run has would silently give no profile."""
+    try:
+        profiled_steps(config.profile.steps)
+    except ConfigError as error:
+        yield str(error)
+
+
 VALUE_RULES: tuple[ValueRule, ...] = (
     run_name_is_a_folder_name,
     texts_are_not_empty,
@@ -198,6 +208,7 @@ VALUE_RULES: tuple[ValueRule, ...] = (
     weights_are_positive,
     document_fractions_are_in_order,
     accepted_keys_exist,
+    profiled_steps_are_a_range,
 )
 
 

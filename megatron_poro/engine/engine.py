@@ -120,14 +120,12 @@ class Copy:
 
 
 class Engine(Protocol):
-    """Runs steps on this process's part of a model. Every method is collective: all processes call it alike."""
+    """Runs steps on this process's part of a model. Every method is collective: all processes call it alike.
+
+    ``groups.clock`` is told what the time of a step is spent on.
+    """
 
     groups: ParallelGroups
-
-    @property
-    def compute_seconds(self) -> float:
-        """What forward and backward of the last step took this process, without waiting for others."""
-        ...
 
     @property
     def needs_data(self) -> bool:

@@ -38,6 +38,7 @@ from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
 from megatron_poro.parallel.shards import shard_of
+from megatron_poro.parallel.step_clock import Part
 
 
 class LocalEngine:
@@ -106,10 +107,6 @@ class LocalEngine:
             )
 
     @property
-    def compute_seconds(self) -> float:
-        return 0.0  # there is nobody to compare with
-
-    @property
     def needs_data(self) -> bool:
         return True
 
@@ -123,14 +120,15 @@ class LocalEngine:
     ) -> StepResult:
         self._clock.start_step(consumed_samples)
         self.accumulate(microbatches)
-        totals = self._sums.totals(self._with_gradients())
-        taken = may_step(gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world)
-        if taken:
-            clip_(self._gradients.values(), norm=totals.grad_norm, clip_norm=self._config.clip_norm)
-            set_learning_rate(self._optimizer, learning_rate)
-            self._optimizer.step()
-            self._refresh_weights()
-        self._zero_gradients()
+        with self.groups.clock.running(Part.OPTIMIZER):
+            totals = self._sums.totals(self._with_gradients())
+            taken = may_step(gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world)
+            if taken:
+                clip_(self._gradients.values(), norm=totals.grad_norm, clip_norm=self._config.clip_norm)
+                set_learning_rate(self._optimizer, learning_rate)
+                self._optimizer.step()
+                self._refresh_weights()
+            self._zero_gradients()
         return StepResult(*totals, taken)
 
     def accumulate(self, microbatches: Sequence[Batch]) -> None:
@@ -139,14 +137,17 @@ class LocalEngine:
         inputs = [self._objective.split(batch) for batch in microbatches]
         self._sums.start_step([self._objective.weight(targets) for _, targets in inputs])
         for tokens, targets in inputs:
-            here = Targets(*(tensor.to(self._device) for tensor in targets))
-            parts = self._objective.loss(self.model(tokens.to(self._device)), here)
-            self._sums.add_losses(parts, here).backward()  # type: ignore[no-untyped-call]
-            for name, parameter in self._parameters.items():
-                if parameter.grad is not None:
-                    self._gradients[name] += parameter.grad
-                    parameter.grad = None
-        self._sums.reduce_gradients(self._with_gradients())
+            with self.groups.clock.running(Part.LOADING):
+                loaded, here = tokens.to(self._device), Targets(*(tensor.to(self._device) for tensor in targets))
+            with self.groups.clock.running(Part.COMPUTE):
+                parts = self._objective.loss(self.model(loaded), here)
+                self._sums.add_losses(parts, here).backward()  # type: ignore[no-untyped-call]
+                for name, parameter in self._parameters.items():
+                    if parameter.grad is not None:
+                        self._gradients[name] += parameter.grad
+                        parameter.grad = None
+        with self.groups.clock.running(Part.DATA):
+            self._sums.reduce_gradients(self._with_gradients())
 
     def gradients(self) -> dict[str, Tensor]:
         """The fp32 gradients left by :meth:`accumulate`, by canonical name; views of the engine's buffers."""

@@ -54,7 +54,22 @@ from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
 from megatron_poro.parallel.shards import name_of, shard_of
-from megatron_poro.parallel.stopwatch import Stopwatch
+from megatron_poro.parallel.step_clock import Part
+
+_PARTS: Mapping[str, Part] = {
+    "LoadMicroBatch": Part.LOADING,
+    "ForwardPass": Part.COMPUTE,
+    "BackwardPass": Part.COMPUTE,
+    "SendActivation": Part.PIPELINE,
+    "RecvActivation": Part.PIPELINE,
+    "SendGrad": Part.PIPELINE,
+    "RecvGrad": Part.PIPELINE,
+    "CommitP2P": Part.PIPELINE,  # DualPipeV's, where what it sends and receives really travels
+    "ReduceTiedGrads": Part.PIPELINE,
+    "ReduceGrads": Part.DATA,
+    "OptimizerStep": Part.OPTIMIZER,
+}
+"""What the time of a schedule's instruction counts to, by its name: older DeepSpeeds do not have all of them."""
 
 
 class PipelineEngine:
@@ -122,25 +137,21 @@ class PipelineEngine:
         base = adamw(parameter_groups(module.parameters(), optimizer), optimizer, reproducible=reproducible)
         self._deepspeed = _start_deepspeed(module, settings, base, dual=self._dual)
         self._deepspeed.take_step = self._take_step
-        self._computing, self._compute_seconds = Stopwatch(), 0.0
-        self._deepspeed._INSTRUCTION_MAP = _timed(self._deepspeed._INSTRUCTION_MAP, self._computing, device)
         self._parameters: list[nn.Parameter] = list(module.parameters())
         self._base_optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
         prepare_state(self._base_optimizer)
         self._sums = self._step_sums(plan, exact=reproducible, microbatches=microbatches, num_sources=num_sources)
-        instructions = self._deepspeed._INSTRUCTION_MAP
+        instructions = dict(self._deepspeed._INSTRUCTION_MAP)  # DeepSpeed's own is shared by all its engines
         if self._sums.reduces_gradients:
             instructions[schedule.ReduceTiedGrads] = lambda _: None
         instructions[schedule.ReduceGrads] = self._reduction(instructions[schedule.ReduceGrads])
+        self._deepspeed._INSTRUCTION_MAP = instructions
+        self._tell_clock()
 
     @property
     def is_loss_stage(self) -> bool:
         """Whether this process computes the loss; under DualPipeV the first process of a pipeline does."""
         return self.groups.is_first_stage if self._dual else self.groups.is_last_stage
-
-    @property
-    def compute_seconds(self) -> float:
-        return self._compute_seconds
 
     @property
     def needs_data(self) -> bool:
@@ -160,9 +171,7 @@ class PipelineEngine:
         inputs = [self._objective.split(batch) for batch in microbatches]
         weights = [self._objective.weight(targets) for _, targets in inputs] if self.is_loss_stage else []
         self._sums.start_step(weights)
-        self._computing.take(), self.groups.tensor.waiting.take()  # what an evaluation left
         self._deepspeed.train_batch(data_iter=iter(inputs))
-        self._compute_seconds = self._computing.take() - self.groups.tensor.waiting.take()
         assert self._result is not None, "the schedule took no optimizer step"
         return self._result
 
@@ -269,7 +278,7 @@ class PipelineEngine:
                 device=self._device,
             )
         ties = [
-            (name_of(weight), AxisGroup(dist.get_rank(group), dist.get_world_size(group), group))
+            (name_of(weight), self._tie_group(group))
             for weight, group in self._deepspeed.module.get_tied_weights_and_groups()
         ]
         return ExactSums(
@@ -294,13 +303,28 @@ class PipelineEngine:
 
         return reduce
 
+    def _tell_clock(self) -> None:
+        """Makes the instructions of the schedule, and what DeepSpeed does after the last one, tell what they are."""
+        clock, engine = self.groups.clock, self._deepspeed
+        engine._INSTRUCTION_MAP = {
+            kind: clock.timed(run, _PARTS.get(kind.__name__, Part.OTHER))
+            for kind, run in engine._INSTRUCTION_MAP.items()
+        }
+        engine._aggregate_total_loss = clock.timed(engine._aggregate_total_loss, Part.AGREEMENT)
+
+    def _tie_group(self, group: dist.ProcessGroup) -> AxisGroup:
+        return AxisGroup(
+            dist.get_rank(group), dist.get_world_size(group), group, part=Part.PIPELINE, clock=self.groups.clock
+        )
+
     def _take_step(self) -> None:
         """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""
         views = list(self._gradient_views())
         totals = self._sums.totals(views)
-        taken = self._capture is None and may_step(
-            self._gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world
-        )
+        with self.groups.clock.running(Part.AGREEMENT):
+            taken = self._capture is None and may_step(
+                self._gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world
+            )
         self._result = StepResult(*totals, taken)
         if self._capture is not None:
             self._capture(views)
@@ -403,22 +427,6 @@ class _OneForwardOneBackward(DeepSpeedPipelineEngine):  # type: ignore[misc]
         **DeepSpeedPipelineEngine._INSTRUCTION_MAP,
         schedule.OptimizerStep: _exec_optimizer_step,
     }
-
-
-def _timed(
-    instructions: Mapping[type, Callable[..., None]], stopwatch: Stopwatch, device: torch.device
-) -> dict[type, Callable[..., None]]:
-    """A schedule's instructions, with a stopwatch that runs while this process computes."""
-
-    def timed(instruction: Callable[..., None]) -> Callable[..., None]:
-        def run(engine: Any, **arguments: Any) -> None:
-            with stopwatch.running(device):
-                instruction(engine, **arguments)
-
-        return run
-
-    computing = (schedule.ForwardPass, schedule.BackwardPass)
-    return {kind: timed(run) if kind in computing else run for kind, run in instructions.items()}
 
 
 def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: torch.optim.Optimizer, *, dual: bool) -> Any:

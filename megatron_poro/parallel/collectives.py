@@ -33,7 +33,7 @@ def reduce_from_group(tensor: Tensor, group: AxisGroup) -> Tensor:
 def all_reduce(tensor: Tensor, group: AxisGroup, *, maximum: bool = False) -> Tensor:
     """Sum (or maximum) over the group, in place and without a graph; returns the tensor."""
     if group.size > 1:
-        with group.waiting.running(tensor.device):
+        with group.clock.running(group.part):
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM, group=group.process_group)
     return tensor
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.agreement import World
-from megatron_poro.parallel.stopwatch import Stopwatch
+from megatron_poro.parallel.step_clock import Part, StepClock
 from megatron_poro.parallel.topology import Coordinate, Topology
 
 
@@ -16,13 +16,14 @@ class AxisGroup:
     """The processes along one axis that this process belongs to.
 
     ``process_group`` is ``None`` exactly when ``size`` is 1: nothing is to be communicated, so no distributed
-    runtime is needed to build or run a layer. ``waiting`` adds up the time spent in its collectives.
+    runtime is needed to build or run a layer. ``clock`` counts the time of its collectives to ``part``.
     """
 
     rank: int = 0
     size: int = 1
     process_group: dist.ProcessGroup | None = None
-    waiting: Stopwatch = field(default_factory=Stopwatch, compare=False, repr=False)
+    part: Part = Part.OTHER
+    clock: StepClock = field(default_factory=StepClock, compare=False, repr=False)
 
     @classmethod
     def single(cls) -> "AxisGroup":
@@ -40,6 +41,7 @@ class ParallelGroups:
         data: replicas of this process's parameters.
         replica: every process of one model replica (all stages, all tensor ranks).
         world: every process of the grid; what they tell each other of flags and failures goes through it.
+        clock: measures this process's steps; the groups count to it.
     """
 
     topology: Topology = field(default_factory=Topology)
@@ -49,6 +51,7 @@ class ParallelGroups:
     data: AxisGroup = field(default_factory=AxisGroup)
     replica: AxisGroup = field(default_factory=AxisGroup)
     world: World = field(default_factory=World)
+    clock: StepClock = field(default_factory=StepClock, compare=False, repr=False)
 
     @classmethod
     def single(cls) -> "ParallelGroups":
@@ -72,15 +75,22 @@ class ParallelGroups:
                 f"the grid {topology} needs {topology.world_size} processes, {world.size} are running. "
                 f"Start {topology.world_size} (torchrun --nproc-per-node {topology.world_size}) or change parallel.*."
             )
-        here = topology.coordinate(world.rank)
+        here, clock = topology.coordinate(world.rank), StepClock()
         return cls(
             topology=topology,
             coordinate=here,
-            tensor=_axis_group(topology, topology.tensor_ranks, here.tensor),
-            pipeline=_axis_group(topology, topology.pipeline_ranks, here.pipeline),
-            data=_axis_group(topology, topology.data_ranks, here.data),
-            replica=_axis_group(topology, topology.replica_ranks, here.pipeline * topology.tensor + here.tensor),
+            tensor=_axis_group(topology, topology.tensor_ranks, here.tensor, Part.TENSOR, clock),
+            pipeline=_axis_group(topology, topology.pipeline_ranks, here.pipeline, Part.PIPELINE, clock),
+            data=_axis_group(topology, topology.data_ranks, here.data, Part.DATA, clock),
+            replica=_axis_group(
+                topology,
+                topology.replica_ranks,
+                here.pipeline * topology.tensor + here.tensor,
+                Part.AGREEMENT,
+                clock,
+            ),
             world=world,
+            clock=clock,
         )
 
     @property
@@ -94,7 +104,9 @@ class ParallelGroups:
         return self.pipeline.rank == self.pipeline.size - 1
 
 
-def _axis_group(topology: Topology, ranks_at: Callable[[Coordinate], list[int]], rank: int) -> AxisGroup:
+def _axis_group(
+    topology: Topology, ranks_at: Callable[[Coordinate], list[int]], rank: int, part: Part, clock: StepClock
+) -> AxisGroup:
     """Creates all groups of one axis, in the same order on every process, and returns the one we are in."""
     mine = None
     size = 1
@@ -107,4 +119,4 @@ def _axis_group(topology: Topology, ranks_at: Callable[[Coordinate], list[int]],
         group = dist.new_group(list(ranks))
         if dist.get_rank() in ranks:
             mine, size = group, len(ranks)
-    return AxisGroup(rank=rank, size=size, process_group=mine)
+    return AxisGroup(rank=rank, size=size, process_group=mine, part=part, clock=clock)

@@ -61,7 +61,7 @@ class _Arriving(NamedTuple):
 
     def wait(self) -> Tensor:
         """What the collective gives; only this wait counts as waiting."""
-        with self.group.waiting.running(self.tensor.device):
+        with self.group.clock.running(self.group.part):
             self.work.wait()
         return self.tensor
 

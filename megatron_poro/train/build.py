@@ -11,6 +11,7 @@ from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.data import SourceConfig
 from megatron_poro.config.derived import BatchPlan, batch_plan
 from megatron_poro.config.fields import plain
+from megatron_poro.config.profile import profiled_steps
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.data.loading import BatchLoader
 from megatron_poro.data.mixture import Mixture, build_mixture
@@ -32,6 +33,7 @@ from megatron_poro.train.control import Control, Notice, StoppedEarlyError, Stop
 from megatron_poro.train.folder import RunFolder
 from megatron_poro.train.lineage import Lineage, RunRecord, record_of
 from megatron_poro.train.processes import Processes
+from megatron_poro.train.profiling import Profile
 from megatron_poro.train.restoring import restore
 from megatron_poro.train.run import Run, Validation
 from megatron_poro.train.step_guard import StepGuard
@@ -127,8 +129,12 @@ def _build(
         lineage=lineage,
         guard=StepGuard(config.guards),
         stragglers=Stragglers(topology, limit=config.guards.straggler_ratio),
+        profile=Profile(
+            profiled_steps(config.profile.steps), folder=folder, groups=engine.groups, device=processes.device
+        ),
     )
     _resume(run)
+    run.profile.begins_after(run.progress.step)
 
     # only now is anything of the run's own written: it is known to be the same run
     with world.together():

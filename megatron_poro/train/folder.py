@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / METRICS_NAME
 
     @property
+    def profile(self) -> Path:
+        """Where the time of the profiled steps went; there once ``profile.steps`` have been taken."""
+        return self.path / "profile"
+
+    @property
     def control(self) -> ControlFiles:
         """Where a person asks something of the run."""
         return ControlFiles(self.path / "control")

@@ -5,10 +5,11 @@ import math
 from megatron_poro.engine.engine import StepResult
 from megatron_poro.errors import EngineError
 from megatron_poro.logs import get_logger
+from megatron_poro.parallel.step_clock import Part
 from megatron_poro.train.checkpointing import advance_save, save, save_for_good, wait_for_save
 from megatron_poro.train.control import STOPPING, Notice
 from megatron_poro.train.exit_code import ExitCode
-from megatron_poro.train.periodic import after_step, watch_stragglers
+from megatron_poro.train.periodic import after_step, measured_step, watch_stragglers
 from megatron_poro.train.rewinding import rewind
 from megatron_poro.train.run import Run
 from megatron_poro.train.skipped import report_skipped
@@ -71,16 +72,17 @@ def train_step(run: Run) -> None:
         _pass_over(run, computed=False)
         return
     step = run.plan.next_step(run.progress)
-    run.phase("data")
-    with run.tracker.data_wait():
-        microbatches = run.batches.load(run.progress.samples) if run.engine.needs_data else []
-    run.phase("step")
-    result = run.engine.train_step(
-        microbatches,
-        learning_rate=step.learning_rate,
-        consumed_samples=run.progress.samples,
-        gate=run.guard.accepts,
-    )
+    with measured_step(run):
+        run.phase("data")
+        with run.tracker.data_wait(), run.engine.groups.clock.running(Part.LOADING):
+            microbatches = run.batches.load(run.progress.samples) if run.engine.needs_data else []
+        run.phase("step")
+        result = run.engine.train_step(
+            microbatches,
+            learning_rate=step.learning_rate,
+            consumed_samples=run.progress.samples,
+            gate=run.guard.accepts,
+        )
     watch_stragglers(run)
     if not result.taken:
         _refused(run, result)

@@ -1,9 +1,13 @@
 """What happens every so many steps: validate, log, save. What is due is arithmetic on the step, alike everywhere."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from megatron_poro.logs import get_logger
+from megatron_poro.parallel.step_clock import Part
 from megatron_poro.schedule.milestones import milestone_at
 from megatron_poro.train.checkpointing import is_save_due, save
 from megatron_poro.train.replicas import check_replicas
@@ -21,6 +25,10 @@ def after_step(run: Run) -> None:
     run may resume.
     """
     step = run.progress.step
+    if run.profile.is_due(step):
+        run.phase("profile")
+        with run.tracker.outside_step():
+            run.profile.write()
     validating, saving_now = is_validation_due(run, step), is_save_due(run, step)
     if run.guard.row and step != run.last_step and milestone_at(step, run.plan.milestones) is None:
         saving_now = False  # the weights have not changed, and each save removes one that the run could go back to
@@ -68,9 +76,21 @@ def validate(run: Run) -> None:
         run.tracker.record_validation(loss_sums, weights)
 
 
+@contextmanager
+def measured_step(run: Run) -> Iterator[None]:
+    """Around the next step: measures where its time goes, see ``profile.steps``. All processes call it."""
+    number = run.progress.step + 1
+    if run.profile.must_prepare(number):
+        run.phase("profile")
+        with run.tracker.outside_step():
+            run.profile.prepare(number)
+    with run.profile.step(number):
+        yield
+
+
 def watch_stragglers(run: Run) -> None:
     """Counts the last step, and names whoever is slow. All processes call it after each step that was computed."""
-    found = run.stragglers.record(run.engine.compute_seconds, run.processes.world)
+    found = run.stragglers.record(run.engine.groups.clock.last.seconds_of(Part.COMPUTE), run.processes.world)
     for one in run.stragglers.named(found):
         steps = BLOCK_STEPS * BLOCKS_IN_SUCCESSION
         logger.warning(

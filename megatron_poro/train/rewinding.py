@@ -48,6 +48,7 @@ def rewind(run: Run) -> None:
     run.tracker.flush(run.position)
     with run.processes.world.together():
         run.lineage.rewind(to, skip, reason=f"{REASON}: {first} to {last}")
+    run.profile.drop()  # what it has measured belongs to steps that are abandoned
     restored = restore(run)
     assert restored, f"the checkpoint of step {to} is gone"
     assert run.progress.step == to, f"rewound to step {to}, restored step {run.progress.step}"

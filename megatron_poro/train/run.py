@@ -15,6 +15,7 @@ from megatron_poro.train.control import STOPPING, Control
 from megatron_poro.train.folder import RunFolder
 from megatron_poro.train.lineage import Lineage
 from megatron_poro.train.processes import Processes
+from megatron_poro.train.profiling import Profile
 from megatron_poro.train.step_guard import StepGuard
 from megatron_poro.train.stragglers import Stragglers
 
@@ -53,6 +54,7 @@ class Run:
         lineage: its id, its rewinds, and the steps that it must not learn from.
         guard: judges single steps.
         stragglers: compares how long processes compute.
+        profile: measures where the time of steps goes.
         progress: what has been consumed.
         optimizer_lag: steps of ``progress`` that the optimizer has not counted (its moments were started afresh).
         saved_step: step of the newest checkpoint.
@@ -75,6 +77,7 @@ class Run:
     lineage: Lineage
     guard: StepGuard
     stragglers: Stragglers
+    profile: Profile
     progress: Progress = field(default_factory=Progress)
     optimizer_lag: int = 0
     saved_step: int = 0
@@ -110,3 +113,4 @@ class Run:
         if self.validation is not None:
             self.validation.batches.close()
         self.folder.release()
+        self.profile.drop()

@@ -145,7 +145,7 @@ def test_slow_process_is_named_within_twenty_steps(
 ) -> None:
     """Time is counted in forward passes of a known length, so that the load of the machine plays no part."""
     ticks = [0.0]
-    monkeypatch.setattr("megatron_poro.parallel.stopwatch.time.perf_counter", lambda: ticks[0])
+    monkeypatch.setattr("megatron_poro.parallel.step_clock.time.perf_counter", lambda: ticks[0])
 
     def prepare(rank: int) -> None:
         original = BloomBlock.forward

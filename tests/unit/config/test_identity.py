@@ -45,6 +45,7 @@ FREE: list[dict[str, Any]] = [
     {"checkpoint__every_steps": 1},
     {"export__every_tokens": 0},
     {"metrics__wandb": True},
+    {"profile__steps": "3:5"},
     {"tokenizer__path": "/scratch/tokenizer"},
 ]
 

@@ -141,7 +141,7 @@ NO_COUNT = "is not a count; write a whole number or one like 10B, 1.5T, 4M or 50
          "optimizer.zzz is not a config key; optimizer has beta1, beta2, epsilon, weight_decay and clip_norm."),
         ("nope.zzz=1",
          "nope is not a config key; the top level has run, model, parallel, engine, data, optimizer, schedule, "
-         "validation, tokenizer, checkpoint, resume, export, guards, metrics and experiment."),
+         "validation, tokenizer, checkpoint, resume, export, guards, metrics, profile and experiment."),
         ("run.name.first=a", "run.name.first is not a config key; `poro config reference` lists all keys."),
     ],
 )  # fmt: skip

@@ -40,6 +40,19 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
     ("accepted_keys_exist", {"resume__accept": ["optimiser.*"]}, None,
      "resume.accept=optimiser.* is no key that could be accepted; use keys of optimizer and schedule, or patterns such "
      "as optimizer.*.", {"resume__accept": ["optimizer.*"]}),
+    ("profiled_steps_are_a_range", {"profile__steps": "10-12"}, None,
+     "profile.steps=10-12 names no steps; write FIRST:LAST, both included and counted from 1, in a file with quotes: "
+     '"10:12".', {"profile__steps": "10:12"}),
+    ("profiled_steps_are_a_range", {"profile__steps": "13:12"}, None, "profile.steps=13:12 names no steps; ",
+     {"profile__steps": "12:12"}),
+    ("profiled_steps_are_a_range", {"profile__steps": "0:3"}, None, "profile.steps=0:3 names no steps; ",
+     {"profile__steps": "1:3"}),
+    ("profiled_steps_are_taken", {"profile__steps": "80:81"}, None,
+     "profile.steps=80:81 goes on to step 81, but the run ends after step 80 (schedule.total_tokens). Name earlier "
+     "steps, or train longer.", {"profile__steps": "79:80"}),
+    ("profiled_steps_are_taken", {"profile__steps": "5:9", "run__stop_after_steps": 8}, None,
+     "profile.steps=5:9 goes on to step 9, but the run ends after step 8 (run.stop_after_steps).",
+     {"profile__steps": "5:8", "run__stop_after_steps": 8}),
     ("guards_can_tell_good_from_bad", {"guards__spike_sigma": 1.0}, None,
      "guards.spike_sigma=1 must be at least 2, or 0 to switch it off.", {"guards__spike_sigma": 0.0}),
     ("guards_can_tell_good_from_bad", {"guards__hang_seconds": 0.5}, None,
