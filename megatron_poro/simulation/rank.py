@@ -111,8 +111,12 @@ def simulate_rank(config: TrainConfig, *, rank: int, world_size: int, backend: A
     config = replace(config, engine=replace(config.engine, attention=backend))
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        with warnings.catch_warnings(), _empty_caches(), _assigned_conversions(), FakeTensorMode(), _UnknownIsOne():  # type: ignore[no-untyped-call]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict("os.environ"))  # where DeepSpeed notes which process it is
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # of names that DeepSpeed uses and torch has better ones for
+            for context in (_empty_caches(), _assigned_conversions(), FakeTensorMode(), _UnknownIsOne()):  # type: ignore[no-untyped-call]
+                stack.enter_context(context)
             return observe_rank(config, assume_neighbours=True)
     finally:
         dist.destroy_process_group()

@@ -270,11 +270,9 @@ def sent_over_the_tensor_group(config: TrainConfig, topology: Topology) -> float
         original = getattr(dist, name)
 
         def run(*tensors, **options):  # type: ignore[no-untyped-def]
-            # gradients over replicas, losses and flags are of other groups; the loss's own sums are not planned
-            if options.get("group") is group.process_group and tensors[whole].dim() > 2:
+            # gradients over replicas, losses and flags are of other groups
+            if options.get("group") is group.process_group:
                 sent[name] += factor * share * tensors[whole].numel() * tensors[whole].element_size()
-            if options.get("group") is group.process_group and name == "all_reduce" and tensors[0].dim() == 1:
-                sent["partial"] += factor * share * tensors[0].numel() * tensors[0].element_size()
             return original(*tensors, **options)
 
         return run

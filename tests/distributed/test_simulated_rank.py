@@ -1,6 +1,7 @@
 """A simulated rank does what a rank of real processes does; where a layer is wrong it fails."""
 
 import dataclasses
+import os
 from typing import Any
 
 import pytest
@@ -123,8 +124,10 @@ def test_a_reproducible_run_is_refused() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    """Neither a process group nor a fake tensor, which a real step in the same process would meet."""
+    """No process group, no fake tensor and no rank in the environment, which a real step in the process would meet."""
+    environment = dict(os.environ)
     simulated(laid_out(1, 1, 4), 0)
+    assert dict(os.environ) == environment
     assert not torch.distributed.is_initialized()
     assert type(torch.nn.Linear(2, 2).to(torch.bfloat16).weight) is torch.nn.Parameter
     assert type(bloom.attention.__globals__["_future"](16, torch.device("cpu"))) is Tensor
