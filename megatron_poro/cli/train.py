@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_poro import logs
+from megatron_poro.cli.host_memory import keep_freed_memory
 from megatron_poro.config.command_line import add_selection_arguments, selection
 from megatron_poro.config.run import EngineKind, TrainConfig
 from megatron_poro.config.validate import validate
@@ -51,10 +52,10 @@ def main(argv: Sequence[str], *, until_exit: bool = False) -> int:
             validate(config, world_size=launch.size)
         except PoroError as error:
             return _refuse(error, tell=launch.rank == 0)
-        return _train(config, launch, stop)
+        return _train(config, launch, stop, owns_process=until_exit)
 
 
-def _train(config: TrainConfig, launch: Launch, stop: StopRequest) -> int:
+def _train(config: TrainConfig, launch: Launch, stop: StopRequest, *, owns_process: bool) -> int:
     """Joins the other processes, builds the run and trains; an error of the input is told by one process."""
     # imported here: torch takes seconds to load, and a wrong config should be told before
     from megatron_poro.train.build import build_run
@@ -67,6 +68,8 @@ def _train(config: TrainConfig, launch: Launch, stop: StopRequest) -> int:
         needs_group = config.engine.kind is EngineKind.DEEPSPEED
         folder = Path(config.run.root) / config.run.name
         with joined(launch, needs_group=needs_group, folder=folder, guards=config.guards) as processes:
+            if owns_process and processes.device.type == "cpu":
+                keep_freed_memory()
             run = build_run(
                 config, processes=processes, objective=NextToken, stop=stop, wandb_mode=wandb_mode(os.environ)
             )
