@@ -19,11 +19,11 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library can do so: glibc.
     """
-    os.environ.setdefault(_HUGE_PAGES, "1")  # torch reads it when it first allocates a large block
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
+    os.environ.setdefault(_HUGE_PAGES, "1")  # torch reads it when it first allocates a large block
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     # no block in a mapping of its own, and nothing given back from the end of the heap: malloc_trim(3), mallopt(3)
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

@@ -21,7 +21,7 @@ from tests.support.deaths import in_child
 from tests.unit.checkpoint.fake_engine import CONFIG, IdleEngine, run_state
 
 MEBI = 1 << 20
-_M_MMAP_THRESHOLD = -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of malloc.h
 ROWS, COLUMNS, TENSORS = 2048, 2048, 4
 LARGEST = 4 * ROWS * COLUMNS
 """Bytes of one tensor; a checkpoint has three for each of ``TENSORS`` parameters."""
@@ -63,8 +63,9 @@ def peak_growth(first: Callable[[], object], then: Callable[[], object], note: P
     """
 
     def body() -> None:
-        # blocks of a mebibyte and more go back to the kernel when they are freed, whatever was freed before
-        assert ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MEBI) == 1
+        # blocks of a mebibyte and more go back to the kernel when they are freed, whatever was freed and set before
+        for setting, value in {_M_MMAP_MAX: 1 << 16, _M_MMAP_THRESHOLD: MEBI, _M_TRIM_THRESHOLD: MEBI}.items():
+            assert ctypes.CDLL(None).mallopt(setting, value) == 1
         first()
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
         before = _peak()

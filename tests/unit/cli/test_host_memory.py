@@ -1,6 +1,7 @@
 """What a process does with memory that it frees."""
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -39,4 +40,6 @@ def test_freed_memory_is_kept_only_where_that_was_asked_for(word: str) -> None:
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    before = dict(os.environ)
     assert not keep_freed_memory()
+    assert dict(os.environ) == before
