@@ -30,6 +30,7 @@ from megatron_poro.planning.forecast import (
     transfer_seconds,
 )
 from megatron_poro.planning.layers import held_parameters, rank_layers, total_parameters
+from megatron_poro.planning.memory import attention_on_a_gpu
 from megatron_poro.planning.picture import pipeline_picture
 from megatron_poro.planning.pipeline import simulate
 from megatron_poro.planning.search import search
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     own = tuple(word for word in chosen.overrides if not _is_of(word, _OF_THE_PLAN + _OF_THE_CLUSTER))
     config = dataclasses.replace(chosen, overrides=own).load()
     world_size = _world_size(config, request)
-    backend = _backend(config)
+    backend = attention_on_a_gpu(config)
     if arguments.search:
         return _search(config, request.hardware, world_size, backend, top=arguments.top)
     validate(config, world_size=world_size)
@@ -135,14 +136,6 @@ def _world_size(config: TrainConfig, request: PlanConfig) -> int:
     if config.parallel.data is None:
         raise ConfigError("nodes has no value and parallel.data is null, so any number would do; add nodes=...")
     return replica_processes(config) * config.parallel.data
-
-
-def _backend(config: TrainConfig) -> AttentionBackend:
-    """``auto`` is flash on a device, and eager where attention weights are dropped: no fused kernel repeats a mask."""
-    wanted = config.engine.attention
-    if wanted is AttentionBackend.AUTO and config.model.attention_dropout > 0.0:
-        return AttentionBackend.EAGER
-    return AttentionBackend.FLASH if wanted in (AttentionBackend.AUTO, AttentionBackend.FLEX) else wanted
 
 
 def _print(config: TrainConfig, request: PlanConfig, found: Forecast, *, start: date) -> None:

@@ -26,12 +26,12 @@ from megatron_poro.config.cluster import ClusterConfig, SubmitConfig
 from megatron_poro.config.command_line import Selection, add_selection_arguments, parse_selection, selection
 from megatron_poro.config.derived import batch_plan, replica_processes, run_folder
 from megatron_poro.config.load import compose
-from megatron_poro.config.run import AttentionBackend, TrainConfig
+from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import typed
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import ConfigError
 from megatron_poro.parallel.topology import Topology
-from megatron_poro.planning.memory import rank_memory
+from megatron_poro.planning.memory import attention_on_a_gpu, rank_memory
 from megatron_poro.schedule.plan import plan_run
 from megatron_poro.units import format_bytes, format_seconds
 
@@ -143,9 +143,7 @@ def _check_memory(config: TrainConfig, cluster: ClusterConfig, topology: Topolog
     has = cluster.device_memory_bytes
     if has is None:
         return
-    given = config.engine.attention
-    backend = AttentionBackend.FLASH if given in (AttentionBackend.AUTO, AttentionBackend.FLEX) else given
-    needs = rank_memory(config, world_size=topology.world_size, backend=backend)
+    needs = rank_memory(config, world_size=topology.world_size, backend=attention_on_a_gpu(config))
     rank = max(range(len(needs)), key=lambda rank: needs[rank].total)
     parts = ", ".join(f"{format_bytes(round(size))} {name}" for name, size in needs[rank]._asdict().items() if size)
     total = format_bytes(round(needs[rank].total))

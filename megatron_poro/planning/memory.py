@@ -123,6 +123,16 @@ class TensorSizes:
         return self.length * (rows * self.heads / self.tensor * _FP32 + self.length)
 
 
+def attention_on_a_gpu(config: TrainConfig) -> AttentionBackend:
+    """The kernel that a plan counts with: ``auto`` is flash, and eager where attention weights are dropped, because no
+    fused kernel repeats a mask. What ``flex`` keeps is what flash does.
+    """
+    wanted = config.engine.attention
+    if wanted is AttentionBackend.AUTO and config.model.attention_dropout > 0.0:
+        return AttentionBackend.EAGER
+    return AttentionBackend.FLASH if wanted in (AttentionBackend.AUTO, AttentionBackend.FLEX) else wanted
+
+
 def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBackend) -> list[MemoryParts]:
     """Bytes that one process of each pipeline rank needs.
 

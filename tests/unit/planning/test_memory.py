@@ -7,11 +7,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import AttentionBackend, Recompute
+from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions, bloom_plan
 from megatron_poro.models.init import build_layer
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.topology import Topology
-from megatron_poro.planning.memory import TensorSizes, rank_memory
+from megatron_poro.planning.memory import TensorSizes, attention_on_a_gpu, rank_memory
 from megatron_poro.simulation.rank import simulate_rank
 from tests.support.ranks import run_ranks
 from tests.unit.planning.configs import poro
@@ -107,6 +108,19 @@ def test_a_block_keeps_the_bytes_that_are_planned(
 def test_a_block_under_full_recomputation_keeps_its_input() -> None:
     bytes_of_input = SAMPLES * LENGTH * MODEL.hidden_size * 4
     assert saved_bytes(AttentionBackend.EAGER, Recompute.FULL, torch.float32) == bytes_of_input
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dropout"),
+    [*((wanted, 0.0) for wanted in AttentionBackend), (AttentionBackend.AUTO, 0.1), (AttentionBackend.EAGER, 0.1)],
+)
+def test_a_plan_counts_with_the_kernel_that_will_run(wanted: AttentionBackend, dropout: float) -> None:
+    config = poro()
+    config.engine.attention, config.model.attention_dropout = wanted, dropout
+    chosen = choose_backend(wanted, device=torch.device("cuda"), length=config.data.sequence_length, dropout=dropout)
+    keeps_as_flash = (AttentionBackend.FLASH, AttentionBackend.FLEX)
+    planned = attention_on_a_gpu(config)
+    assert planned is (AttentionBackend.FLASH if chosen in keeps_as_flash else chosen)
 
 
 def test_a_reproducible_run_keeps_its_gradient_in_integers_too() -> None:
