@@ -66,10 +66,10 @@ class Alibi:
         self._columns_key: tuple[int, int, torch.device, torch.dtype] | None = None
 
     def bias(self, length: int, device: torch.device) -> Tensor:
-        """What is added to the scores, causal mask not included.
+        """What is added to the scores; where it is a matrix it holds the causal mask too, ``-inf`` above the diagonal.
 
         Returns:
-            fp32 ``[n/tp, s, s]`` (``-slope * distance``, also above the diagonal by sign) for ``distance``;
+            fp32 ``[n/tp, s, s]`` (``-slope * distance``) for ``distance``;
             fp32 ``[n/tp, 1, s]`` (``slope * key position`` rounded to bf16) for ``historic_bf16``: the same up to a
             constant per query before rounding, and what Megatron-DeepSpeed added, so what BLOOM and Poro learnt with.
         """
@@ -79,7 +79,8 @@ class Alibi:
             if self.form is AlibiForm.HISTORIC_BF16:
                 self._bias = (slopes * positions.view(1, 1, -1)).bfloat16().float()
             else:
-                self._bias = slopes * (positions.view(1, 1, -1) - positions.view(1, -1, 1))
+                distances = positions.view(1, 1, -1) - positions.view(1, -1, 1)
+                self._bias = (slopes * distances).masked_fill_(distances > 0, -torch.inf)
         return self._bias
 
     def key_columns(self, length: int, head_size: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from megatron_poro.errors import ConfigError
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.parallel.rng import DropoutKey, dropout
 
-EAGER_LENGTH_LIMIT = 256
+EAGER_LENGTH_LIMIT = 512
 """On a CPU eager attention is faster up to this length and flash above it (``python -m benchmarks.attention``)."""
 
 _EXTRA_COLUMNS = 8
@@ -90,11 +90,34 @@ def _eager(
     dropout_key: DropoutKey | None,
     tensor_rank: int,
 ) -> Tensor:
-    length = query.shape[-2]
-    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1])  # [b, n/tp, s, s]
-    scores = (scores + alibi.bias(length, query.device)).masked_fill(_future(length, query.device), -torch.inf)
-    weights = scores.softmax(dim=-1).to(query.dtype)
+    bias, scale = alibi.bias(query.shape[-2], query.device), 1.0 / math.sqrt(query.shape[-1])
+    # [b, n/tp, s, s]; the products have no name because nothing needs them any longer
+    weights: Tensor = _Weights.apply(query @ key.transpose(-1, -2), bias, scale)  # type: ignore[no-untyped-call]
     return dropout(weights, dropout_probability, dropout_key, "attention", rank=tensor_rank) @ value
+
+
+class _Weights(torch.autograd.Function):
+    """Softmax of ``scale * products + bias`` over what is not in the future: computed in fp32, kept as it is used.
+
+    Autograd by itself would keep the weights in fp32 beside the rounded ones, three times as many bytes in bf16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, products: Tensor, bias: Tensor, scale: float) -> Tensor:
+        scores = torch.add(bias, products, alpha=scale)  # fp32 [b, n/tp, s, s], converted and scaled on the way
+        if bias.shape[-2] == 1:
+            scores.masked_fill_(_future(scores.shape[-1], scores.device), -torch.inf)
+        scores = scores.softmax(dim=-1)
+        weights = scores.to(products.dtype)
+        ctx.save_for_backward(weights)
+        ctx.scale = scale
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weights,) = ctx.saved_tensors
+        # sums in fp32, whatever the format of what it is given
+        return torch._softmax_backward_data(gradients[0], weights, -1, weights.dtype).mul_(ctx.scale), None, None
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, alibi: Alibi) -> Tensor:

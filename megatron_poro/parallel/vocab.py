@@ -3,6 +3,8 @@
 Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (embedding and the fused cross entropy).
 """
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +17,12 @@ from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.sequence import linear_of_cut_sequence, reduce_to_cut_sequence
 from megatron_poro.parallel.shards import Initial, ShardSpec, new_parameter
 from megatron_poro.parallel.ties import tied_use
+
+CHUNK_OF_A_CPU = 1 << 20
+"""Logits that are computed with in fp32 at a time; few enough to stay in a CPU's cache."""
+
+CHUNK_OF_A_GPU = 1 << 24
+"""As many as keep a GPU busy for longer than it takes to start a kernel; 64 MiB of memory."""
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -65,7 +73,9 @@ def vocab_parallel_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Te
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGroup) -> Tensor:
     """Cross entropy of each position, in fp32, without gathering the vocabulary.
 
-    Called by every rank of the tensor group; the result is the same on all of them.
+    Called by every rank of the tensor group; the result is the same on all of them. The backward pass writes the
+    gradient over the logits, if they were computed: use them for nothing else afterwards. Beside them only a chunk of
+    rows is ever held in fp32.
 
     Shapes:
         logits ``[b, s, v/tp]`` (any float format), labels int64 ``[b, s]`` -> fp32 ``[b, s]``.
@@ -78,27 +88,48 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, group: AxisGroup) -> Tensor:
         local, elsewhere = _local_ids(labels, logits.shape[-1], group)
-        # shift by the global maximum so that exp cannot overflow; fp32 from here on
-        highest = all_reduce(logits.amax(dim=-1).float(), group, maximum=True)  # [b, s]
-        shifted = logits.float() - highest.unsqueeze(-1)  # [b, s, v/tp]
-        target = shifted.gather(-1, local.unsqueeze(-1)).squeeze(-1).masked_fill(elsewhere, 0.0)
-        probabilities = shifted.exp_()
-        normalizer = all_reduce(probabilities.sum(dim=-1), group)
-        target = all_reduce(target, group)
-        probabilities /= normalizer.unsqueeze(-1)
-        ctx.save_for_backward(probabilities, local, elsewhere)
-        ctx.logits_dtype = logits.dtype
-        return normalizer.log() - target  # [b, s]
+        flat = logits.detach().flatten(0, -2)  # [b*s, v/tp]
+        normalizer = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
+        for rows, scratch in _chunks(flat):
+            highest = scratch.amax(dim=-1)  # so that exp cannot overflow
+            summed = scratch.sub_(highest.unsqueeze(-1)).exp_().sum(dim=-1)
+            torch.add(highest, summed.log_(), out=normalizer[rows])
+        normalizer = _over_group(normalizer, group).view(labels.shape)
+        target = logits.gather(-1, local.unsqueeze(-1)).squeeze(-1).float().masked_fill(elsewhere, 0.0)
+        ctx.save_for_backward(logits, local, elsewhere, normalizer)
+        return normalizer - all_reduce(target, group)  # [b, s]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = gradients
-        probabilities, local, elsewhere = ctx.saved_tensors
-        # softmax minus one-hot, written over the saved softmax: the logits' gradient needs no second buffer
-        hits = (~elsewhere).to(probabilities.dtype).unsqueeze(-1)
-        probabilities.scatter_add_(-1, local.unsqueeze(-1), -hits)
-        probabilities *= gradient.unsqueeze(-1)
-        return probabilities.to(ctx.logits_dtype), None, None
+        logits, local, elsewhere, normalizer = ctx.saved_tensors
+        # the logits' gradient is written over the logits: nobody needs them any longer, and no second buffer is needed
+        gradient = logits.detach() if not logits.is_leaf else logits.detach().clone()
+        flat, hits = gradient.flatten(0, -2), (~elsewhere).float().flatten().unsqueeze(-1)
+        local, normalizer = local.flatten().unsqueeze(-1), normalizer.flatten().unsqueeze(-1)
+        scale = gradients[0].flatten().unsqueeze(-1)
+        for rows, scratch in _chunks(flat):
+            scratch.sub_(normalizer[rows]).exp_()  # softmax
+            scratch.scatter_add_(-1, local[rows], -hits[rows])  # minus one-hot
+            flat[rows] = scratch.mul_(scale[rows])
+        return gradient, None, None
+
+
+def _chunks(flat: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of rows of ``[rows, v/tp]`` and their fp32 copies, which share one memory: use one before the next."""
+    limit = CHUNK_OF_A_CPU if flat.device.type == "cpu" else CHUNK_OF_A_GPU
+    count = max(1, -(-flat.numel() // limit))  # as even as possible: a chunk of one row would be summed in other steps
+    bounds = [len(flat) * number // count for number in range(count + 1)]
+    memory = flat.new_empty(-(-len(flat) // count), flat.shape[-1], dtype=torch.float32)
+    for first, last in pairwise(bounds):
+        yield slice(first, last), memory[: last - first].copy_(flat[first:last])
+
+
+def _over_group(normalizer: Tensor, group: AxisGroup) -> Tensor:
+    """Logarithm of the sum of all ranks' exponentials, given that of each."""
+    if group.size == 1:
+        return normalizer
+    highest = all_reduce(normalizer.clone(), group, maximum=True)
+    return highest + all_reduce((normalizer - highest).exp_(), group).log_()
 
 
 def _local_ids(ids: Tensor, rows: int, group: AxisGroup) -> tuple[Tensor, Tensor]:

@@ -109,18 +109,18 @@ class TensorSizes:
             # values in fp32 that need no copy keep the product that queries and keys came in too
             whole = 2 * h / t if self.item == _FP32 and self.tokens == self.length else 0.0
             return self.tokens * (3 * h / t + whole + n * self.length) * _FP32
-        # queries, keys, values; the weights of every pair in fp32, and rounded where that is another format
-        rounded = self.item if self.item != _FP32 else 0
-        # with dropout which of them to keep, and what is kept
-        used = 1 + self.item if self.drops_weights else rounded
-        return self.tokens * (3 * h / t * self.item + n * self.length * (_FP32 + used))
+        # queries, keys, values; the weights of every pair; with dropout which of them to keep, and what is kept
+        used = 1 + self.item if self.drops_weights else 0
+        return self.tokens * (3 * h / t * self.item + n * self.length * (self.item + used))
 
     def constants(self, backend: AttentionBackend, alibi: AlibiForm) -> float:
         """Bytes of what all blocks of a process share: the bias, and which pairs are hidden."""
         if backend is AttentionBackend.FLASH:
             return 0.0
         rows = 1 if alibi is AlibiForm.HISTORIC_BF16 else self.length  # by position the bias is that of every query
-        return self.length * (rows * self.heads / self.tensor * _FP32 + self.length)
+        # a bias for each query holds what is hidden; fused kernels are given a masked copy
+        mask = 0 if backend is AttentionBackend.EAGER and rows > 1 else self.length
+        return self.length * (rows * self.heads / self.tensor * _FP32 + mask)
 
 
 def attention_on_a_gpu(config: TrainConfig) -> AttentionBackend:

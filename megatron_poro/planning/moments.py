@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from megatron_poro.planning.memory import TensorSizes
 
 _FP32 = 4
+LOSS_CHUNK = 1 << 24
+"""Logits of which a GPU computes the loss at a time, in fp32."""
+
 _BUCKET_NUMBERS = 500_000_000
 """DeepSpeed reduces gradients in buckets that are closed by the tensor that passes this number."""
 
@@ -150,12 +153,15 @@ def _in_a_block(config: TrainConfig, rank: RankSizes, rest: Moment, backend: Att
     end = (1 + (3 if sizes.drops else 2 if sizes.tensor > 1 else 1)) * width
     # softmax backward has two gradients of the weights of every pair, and what followed it is gone
     back = _softmax_backward(sizes, backend) - 8 * attention_width - width
+    # the loss of the microbatch before has not let go of its graph where a forward pass is under way
+    earlier = 3 * width if rank.has("head") and rank.microbatches > 2 else 0.0
+    core_again = max(core, _core_backward(sizes, backend))
     # the gradient behind a mask; where nothing follows the last product, recomputation ends before it
     masked = width if sizes.drops else 0.0
     working = {
         Recompute.FULL: max(attention, whole + feed_forward, whole + end if sizes.drops else 0.0) + masked,
-        Recompute.SELECTIVE: max(core - 9 * attention_width - 2 * width, feed_forward + masked, end - output),
-        Recompute.NONE: max(attention - whole - output, feed_forward + masked, end - output, back),
+        Recompute.SELECTIVE: max(core_again - 9 * attention_width - 2 * width, feed_forward + masked, end - output),
+        Recompute.NONE: max(attention - whole - output + earlier, feed_forward + masked, end - output, back),
     }[config.engine.recompute]
     # behind the final norm's backward pass its input and output are gone, and a gradient is there
     behind = -width if rank.has("head") else 0.0
@@ -164,13 +170,10 @@ def _in_a_block(config: TrainConfig, rank: RankSizes, rest: Moment, backend: Att
 
 def _in_the_loss(rank: RankSizes, rest: Moment, logits: float, graph: float, matrix: float) -> Moment:
     """Cross entropy or the head backward."""
-    item = rank.sizes.item
-    in_fp32 = logits / item * _FP32
-    rounded = logits if item != _FP32 else 0.0
-    # new logits are there before the buffer lets old ones go
-    forward = max(in_fp32 * (2 if item != _FP32 else 1), logits + graph if rank.microbatches > 2 else 0.0)
-    backward = max(in_fp32 + rounded, logits + matrix + rank.width)
-    return rest._replace(head=rest.head + max(forward, backward))
+    chunk = _FP32 * min(logits / rank.sizes.item, LOSS_CHUNK)
+    # new logits are there before the buffer lets old ones go; their gradient takes their place
+    forward = max(chunk, logits + graph if rank.microbatches > 2 else 0.0)
+    return rest._replace(head=rest.head + max(forward, matrix + rank.width))
 
 
 def _logits(config: TrainConfig, rank: RankSizes) -> float:
@@ -193,8 +196,17 @@ def _softmax_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
     if backend is not AttentionBackend.EAGER:
         return 0.0
     pairs = sizes.tokens * sizes.length * sizes.heads / sizes.tensor
-    gone = (1 + sizes.item) if sizes.drops_weights else sizes.item if sizes.item != _FP32 else 0
-    return pairs * (2 * _FP32 - gone)
+    gone = (1 + sizes.item) if sizes.drops_weights else 0
+    return pairs * (2 * sizes.item - gone)
+
+
+def _core_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
+    """What the eager kernel holds when dropped weights, computed again, go back: they are there, and a gradient."""
+    if backend is not AttentionBackend.EAGER or not sizes.drops_weights:
+        return 0.0
+    width = sizes.tokens * sizes.hidden / sizes.tensor * sizes.item
+    pairs = sizes.tokens * sizes.length * sizes.heads / sizes.tensor
+    return 4 * width + pairs * (3 * sizes.item + 1)
 
 
 def _attention_core(config: TrainConfig, sizes: "TensorSizes", backend: AttentionBackend) -> float:
@@ -207,8 +219,7 @@ def _attention_core(config: TrainConfig, sizes: "TensorSizes", backend: Attentio
         bias = sizes.length**2 * sizes.heads / sizes.tensor * (_FP32 + (item if item != _FP32 else 0))
         copies = 6 if sizes.tokens > sizes.length else 5
         return copies * width * _FP32 + 2 * pairs * _FP32 + bias
-    rounded = item if item != _FP32 else 0
-    # scores, with the bias, with the mask; or masked scores, softmax, rounded, which to keep, kept, scaled
-    dropping = 2 * _FP32 + rounded + 1 + 2 * item if config.model.attention_dropout > 0.0 else 0
+    # products, scores, their softmax; or with dropout weights, which to keep, kept, scaled
+    dropping = 3 * item + 1 if config.model.attention_dropout > 0.0 else 0
     apart = 2 * width * item if sizes.tokens > sizes.length else 0.0  # one sample is multiplied where it lies
-    return apart + pairs * max(3 * _FP32, dropping)
+    return apart + pairs * max(item + 2 * _FP32, dropping)
