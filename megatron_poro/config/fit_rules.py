@@ -103,6 +103,15 @@ def local_engine_is_one_process(config: TrainConfig, world_size: int | None) -> 
         )
 
 
+def compiled_code_is_not_reproducible(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """A compiler may add up in another order for another shape, and on another machine."""
+    if config.engine.compile and config.engine.reproducible:
+        yield (
+            "engine.compile=true gives bits that depend on the compiler, and engine.reproducible=true promises the "
+            "same ones everywhere. Set one of them to false."
+        )
+
+
 def dualpipev_fits(config: TrainConfig, world_size: int | None) -> Iterator[str]:
     """Two streams of microbatches meet in the pipeline: it needs two stages and enough microbatches to fill both."""
     if config.engine.pipeline_schedule is not PipelineSchedule.DUALPIPEV:
@@ -195,6 +204,7 @@ FIT_RULES: tuple[FitRule, ...] = (
     grid_is_the_world,
     microbatches_fill_the_batch,
     local_engine_is_one_process,
+    compiled_code_is_not_reproducible,
     dualpipev_fits,
     schedule_is_in_order,
     mixtures_are_complete,

@@ -166,6 +166,10 @@ class EngineConfig:
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
     tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; flex needs a GPU."""
 
+    compile: bool = False
+    """Compile blocks with torch.compile: faster steps after a first one that takes some ten seconds longer. Needs a C++
+    compiler on a CPU, and triton on a GPU."""
+
     reproducible: bool = False
     """Make losses, gradients, weights and moments equal bit for bit at every number of replicas, accumulation steps and
     pipeline stages, for the same parallel.tensor, parallel.sequence, microbatch_samples, kind of device, CPU threads

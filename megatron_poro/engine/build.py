@@ -17,6 +17,7 @@ from megatron_poro.config.run import (
     TrainConfig,
     TruthCheck,
 )
+from megatron_poro.engine.compiler import require_compiler
 from megatron_poro.engine.deepspeed_config import require_deepspeed
 from megatron_poro.engine.engine import Engine
 from megatron_poro.engine.local import LocalEngine
@@ -54,9 +55,11 @@ def build_engine(
         device: where this process computes.
 
     Raises:
-        ConfigError, TopologyError: where config, grid and device do not fit together.
+        ConfigError, TopologyError: where config, grid and device do not fit together, or a compiler is missing.
         EngineError: for a DeepSpeed that is too old.
     """
+    if config.engine.compile:
+        require_compiler(device)
     clock = DropoutClock(
         seed=config.run.seed,
         data_rank=groups.data.rank,
@@ -71,7 +74,11 @@ def build_engine(
         dropout=config.model.attention_dropout,
     )
     options = BlockOptions(
-        backend=backend, recompute=config.engine.recompute, clock=clock, sequence=config.parallel.sequence
+        backend=backend,
+        recompute=config.engine.recompute,
+        clock=clock,
+        sequence=config.parallel.sequence,
+        compiled=config.engine.compile,
     )
     plan = family(config.model.family).plan(config.model, group=groups.tensor, options=options)
     microbatches = config.schedule.global_batch_samples // (config.engine.microbatch_samples * groups.data.size)

@@ -19,6 +19,7 @@ from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import AttentionBackend, Recompute
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.models.attention import attention
+from megatron_poro.models.compiling import compiled
 from megatron_poro.models.norms import LayerNorm
 from megatron_poro.models.plan import LayerEntry, LayerPlan
 from megatron_poro.parallel.groups import AxisGroup
@@ -37,12 +38,14 @@ class BlockOptions:
         clock: source of dropout keys, shared by all layers of a process.
         sequence: whether tensor ranks share out the positions outside of attention and feed-forward: the residual
             stream ``[b, s, h]`` is then ``[b, s/tp, h]`` (:mod:`megatron_poro.parallel.sequence`).
+        compiled: whether blocks go through ``torch.compile``.
     """
 
     backend: AttentionBackend = AttentionBackend.EAGER
     recompute: Recompute = Recompute.NONE
     clock: DropoutClock = field(default_factory=DropoutClock)
     sequence: bool = False
+    compiled: bool = False
 
     def stream(self, group: AxisGroup) -> AxisGroup:
         """The processes that share out the positions of the residual stream, given the tensor group."""
@@ -188,6 +191,12 @@ class BloomBlock(nn.Module):
         return self._run(hidden, key)
 
     def _run(self, hidden: Tensor, key: DropoutKey | None) -> Tensor:
+        if self.options.compiled:
+            computed: Tensor = compiled(BloomBlock._compute)(self, hidden, key)
+            return computed
+        return self._compute(hidden, key)
+
+    def _compute(self, hidden: Tensor, key: DropoutKey | None) -> Tensor:
         attended = self.attention(self.attention_norm(hidden), key)
         hidden = hidden + dropout(attended, self.dropout, key, "attention_residual", stream=self.stream)
         expanded = self.mlp(self.mlp_norm(hidden))

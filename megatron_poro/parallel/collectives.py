@@ -12,20 +12,31 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.uncompiled import uncompiled
 
 
 def copy_to_group(tensor: Tensor, group: AxisGroup) -> Tensor:
     """Identity forward, sum over the group backward: the entrance of a tensor-parallel region."""
     if group.size == 1:
         return tensor
-    copied: Tensor = _CopyToGroup.apply(tensor, group)  # type: ignore[no-untyped-call]
-    return copied
+    return _copy(tensor, group)
 
 
 def reduce_from_group(tensor: Tensor, group: AxisGroup) -> Tensor:
     """Sum over the group forward, identity backward: the exit of a tensor-parallel region."""
     if group.size == 1:
         return tensor
+    return _reduce(tensor, group)
+
+
+@uncompiled
+def _copy(tensor: Tensor, group: AxisGroup) -> Tensor:
+    copied: Tensor = _CopyToGroup.apply(tensor, group)  # type: ignore[no-untyped-call]
+    return copied
+
+
+@uncompiled
+def _reduce(tensor: Tensor, group: AxisGroup) -> Tensor:
     reduced: Tensor = _ReduceFromGroup.apply(tensor, group)  # type: ignore[no-untyped-call]
     return reduced
 

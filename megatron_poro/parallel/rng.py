@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.uncompiled import uncompiled
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -88,6 +89,14 @@ def dropout(
     """
     if key is None or probability == 0.0:
         return tensor
+    return tensor * _kept(tensor, probability, key, place, rank, stream) / (1.0 - probability)
+
+
+@uncompiled
+def _kept(
+    tensor: Tensor, probability: float, key: DropoutKey, place: str, rank: int | None, stream: AxisGroup | None
+) -> Tensor:
+    """Which elements are not zeroed; bool, of the tensor's shape."""
     keep = torch.empty_like(tensor, dtype=torch.bool)
     generator = torch.Generator(device=tensor.device)
     for row, sample in zip(keep, key.samples, strict=True):
@@ -101,4 +110,4 @@ def dropout(
                 1.0 - probability, generator=generator
             )
             row.copy_(whole.chunk(stream.size)[stream.rank])
-    return tensor * keep / (1.0 - probability)
+    return keep

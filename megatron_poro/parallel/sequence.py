@@ -22,8 +22,10 @@ from torch.nn import functional as F
 
 from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.uncompiled import uncompiled
 
 
+@uncompiled
 def linear_of_cut_sequence(cut: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup) -> Tensor:
     """``F.linear`` of the whole sequence, from this rank's part of it: the entrance of a tensor-parallel region.
 
@@ -37,6 +39,7 @@ def linear_of_cut_sequence(cut: Tensor, weight: Tensor, bias: Tensor | None, gro
     return output
 
 
+@uncompiled
 def reduce_to_cut_sequence(partial: Tensor, group: AxisGroup) -> Tensor:
     """Sum over the group, of which each rank gets its positions: the exit of a tensor-parallel region.
 

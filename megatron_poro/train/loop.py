@@ -9,7 +9,7 @@ from megatron_poro.parallel.step_clock import Part
 from megatron_poro.train.checkpointing import advance_save, save, save_for_good, wait_for_save
 from megatron_poro.train.control import STOPPING, Notice
 from megatron_poro.train.exit_code import ExitCode
-from megatron_poro.train.periodic import after_step, measured_step, watch_stragglers
+from megatron_poro.train.periodic import after_step, measured_step, tell_compilation, watch_stragglers
 from megatron_poro.train.rewinding import rewind
 from megatron_poro.train.run import Run
 from megatron_poro.train.skipped import report_skipped
@@ -84,6 +84,9 @@ def train_step(run: Run) -> None:
             gate=run.guard.accepts,
         )
     watch_stragglers(run)
+    if not run.has_stepped:
+        run.has_stepped = True
+        tell_compilation(run)
     if not result.taken:
         _refused(run, result)
         return

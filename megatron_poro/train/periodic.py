@@ -88,6 +88,13 @@ def measured_step(run: Run) -> Iterator[None]:
         yield
 
 
+def tell_compilation(run: Run) -> None:
+    """Says what compiling has cost, after the first step of a process."""
+    if run.config.engine.compile:
+        seconds = run.engine.groups.clock.last.seconds_of(Part.COMPUTE)
+        logger.info("the first step computed for %s: engine.compile=true compiled its blocks", format_seconds(seconds))
+
+
 def watch_stragglers(run: Run) -> None:
     """Counts the last step, and names whoever is slow. All processes call it after each step that was computed."""
     found = run.stragglers.record(run.engine.groups.clock.last.seconds_of(Part.COMPUTE), run.processes.world)

@@ -58,6 +58,7 @@ class Run:
         progress: what has been consumed.
         optimizer_lag: steps of ``progress`` that the optimizer has not counted (its moments were started afresh).
         saved_step: step of the newest checkpoint.
+        has_stepped: whether this process has computed a step.
         skipped_steps: steps up to ``progress`` whose samples were not learned from.
     """
 
@@ -81,6 +82,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     optimizer_lag: int = 0
     saved_step: int = 0
+    has_stepped: bool = False
     skipped_steps: list[int] = field(default_factory=list)
 
     @property

@@ -89,6 +89,29 @@ def test_dropout_is_the_same_at_any_layout(recompute: Recompute, layout: tuple[i
     assert found.losses[0] != pytest.approx(control(Precision.FP32).losses[0], rel=1e-3), "dropout did nothing"
 
 
+def train_compiled(config: TrainConfig, topology: Topology) -> tuple[Trained, dict[str, int]]:
+    """A run with compiled blocks, and what was compiled for it."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    return train(config, topology), dict(counters["stats"])
+
+
+def test_compiled_blocks_train_as_one_process_does_and_are_compiled_once_for_all() -> None:
+    found, compiled = run_ranks(train_compiled, tiny_config(compiled=True), Topology(), world=1)[0]
+    assert_same(found, control(Precision.FP32), tolerance=1e-4, weights=5e-4)
+    # before and after ALiBi's bias is there, and for evaluation: not for each of the four blocks
+    assert compiled["unique_graphs"] == 3
+
+
+@pytest.mark.parametrize(("sequence", "recompute"), [(False, Recompute.FULL), (True, Recompute.SELECTIVE)])
+def test_compiled_blocks_of_a_grid_train_as_one_process_does(sequence: bool, recompute: Recompute) -> None:
+    config = tiny_config(compiled=True, hidden_dropout=0.2, sequence=sequence, recompute=recompute)
+    found, compiled = run_ranks(train_compiled, config, Topology(tensor=2, pipeline=2), world=4)[0]
+    assert_same(found, control(Precision.FP32, 0.2), tolerance=1e-4, weights=5e-4)
+    assert compiled["unique_graphs"] > 0
+
+
 def test_attention_dropout_draws_the_same_masks_again_when_recomputed() -> None:
     kept = at_layout(tiny_config(attention_dropout=0.3), (2, 1, 1))
     for recompute in (Recompute.SELECTIVE, Recompute.FULL):

@@ -45,6 +45,7 @@ def tiny_config(
     microbatch: int = 1,
     reproducible: bool = False,
     sequence: bool = False,
+    compiled: bool = False,
     **model: Any,
 ) -> TrainConfig:
     """A whole config for the tiny model; what the engine does not read is left out."""
@@ -60,6 +61,7 @@ def tiny_config(
             attention=attention,
             microbatch_samples=microbatch,
             reproducible=reproducible,
+            compile=compiled,
         ),
         data=DataConfig(sequence_length=16),
         schedule=ScheduleConfig(total_tokens=16 * 16 * 100, global_batch_samples=global_batch, learning_rate=1e-2),

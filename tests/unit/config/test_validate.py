@@ -125,6 +125,9 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
     ("local_engine_is_one_process", {"engine__kind": EngineKind.LOCAL}, None,
      "engine.kind=local is one process, not 4 (parallel.tensor=2, parallel.pipeline=2, parallel.data=1). Use "
      "engine=deepspeed, or start one process with parallel=single.", LOCAL),
+    ("compiled_code_is_not_reproducible", {"engine__compile": True, "engine__reproducible": True}, None,
+     "engine.compile=true gives bits that depend on the compiler, and engine.reproducible=true promises the same ones "
+     "everywhere. Set one of them to false.", {"engine__compile": True}),
     ("local_engine_is_one_process", LOCAL, 2, "engine.kind=local is one process, not 2 (", {"parallel__pipeline": 1}),
     ("dualpipev_fits", {"parallel__pipeline": 1, **DUAL}, None,
      "engine.pipeline_schedule=dualpipev needs parallel.pipeline of 2 or more, not 1. Use 1f1b.", DUAL),
