@@ -1,11 +1,12 @@
-"""Collectives as autograd functions, each with its dual: what is copied forward is summed backward, and the reverse.
+"""Collectives over a group: at once, under way, and as an autograd function, the sum at a tensor-parallel exit.
 
-All are called by every rank of the tensor group alike. With a group of one they do nothing.
+Its dual, the sum of gradients at an entrance, is in :mod:`megatron_poro.parallel.linear`, beside the products that run
+meanwhile. All are called by every rank of the group alike. With a group of one they do nothing.
 
-Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (the functions f and g).
+Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3 (the function g; f is the entrance).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,24 +16,11 @@ from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.uncompiled import uncompiled
 
 
-def copy_to_group(tensor: Tensor, group: AxisGroup) -> Tensor:
-    """Identity forward, sum over the group backward: the entrance of a tensor-parallel region."""
-    if group.size == 1:
-        return tensor
-    return _copy(tensor, group)
-
-
 def reduce_from_group(tensor: Tensor, group: AxisGroup) -> Tensor:
     """Sum over the group forward, identity backward: the exit of a tensor-parallel region."""
     if group.size == 1:
         return tensor
     return _reduce(tensor, group)
-
-
-@uncompiled
-def _copy(tensor: Tensor, group: AxisGroup) -> Tensor:
-    copied: Tensor = _CopyToGroup.apply(tensor, group)  # type: ignore[no-untyped-call]
-    return copied
 
 
 @uncompiled
@@ -49,22 +37,30 @@ def all_reduce(tensor: Tensor, group: AxisGroup, *, maximum: bool = False) -> Te
     return tensor
 
 
+class Arriving(NamedTuple):
+    """A collective under way, and where its result will be."""
+
+    work: Any
+    tensor: Tensor
+    group: AxisGroup
+
+    def wait(self) -> Tensor:
+        """What the collective gives; only this wait counts as waiting."""
+        with self.group.clock.running(self.group.part):
+            self.work.wait()
+        return self.tensor
+
+
+def start_all_reduce(tensor: Tensor, group: AxisGroup) -> Arriving:
+    """Begins to sum over a group of more than one, in place; leave the tensor alone until it has arrived."""
+    work = dist.all_reduce(tensor, group=group.process_group, async_op=True)
+    return Arriving(work, tensor, group)
+
+
 def broadcast_from_first(tensor: Tensor) -> Tensor:
     """Rank 0's values on every process of the run, in place and without a graph; returns the tensor."""
     dist.broadcast(tensor, src=0)
     return tensor
-
-
-class _CopyToGroup(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: AxisGroup) -> Tensor:
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        return all_reduce(gradient.clone(memory_format=torch.contiguous_format), ctx.group), None
 
 
 class _ReduceFromGroup(torch.autograd.Function):

@@ -1,19 +1,27 @@
 """Linear layers cut over the tensor group. With a group of one both are exactly ``nn.Linear``.
 
+The sum over the group that the backward pass of an entrance needs runs beside the products for weight and bias, which
+do not wait for it.
+
 With ``sequence`` the tensors outside of a pair of them are cut along the sequence, see
 :mod:`megatron_poro.parallel.sequence`.
 
-Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
+Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3; the sum beside the weight's gradient as in Megatron-LM,
+``megatron/core/tensor_parallel/layers.py``.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_poro.errors import TopologyError
-from megatron_poro.parallel.collectives import copy_to_group, reduce_from_group
+from megatron_poro.parallel.collectives import reduce_from_group, start_all_reduce
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.sequence import linear_of_cut_sequence, reduce_to_cut_sequence
 from megatron_poro.parallel.shards import Initial, ShardSpec, mark_partial, new_parameter
+from megatron_poro.parallel.uncompiled import uncompiled
 
 
 class ColumnParallelLinear(nn.Module):
@@ -34,7 +42,7 @@ class ColumnParallelLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if self.cut_sequence:
             return linear_of_cut_sequence(hidden, self.weight, self.bias, self.group)  # [b, s, outputs/tp]
-        return F.linear(copy_to_group(hidden, self.group), self.weight, self.bias)  # [..., outputs/tp]
+        return linear_of_whole_input(hidden, self.weight, self.bias, self.group)  # [..., outputs/tp]
 
 
 class RowParallelLinear(nn.Module):
@@ -62,6 +70,41 @@ class RowParallelLinear(nn.Module):
         if self.cut_sequence:
             return reduce_to_cut_sequence(F.linear(hidden, self.weight), self.group) + self.bias  # [b, s/tp, outputs]
         return reduce_from_group(F.linear(hidden, self.weight), self.group) + self.bias  # [..., outputs]
+
+
+def linear_of_whole_input(hidden: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup) -> Tensor:
+    """``F.linear`` with this rank's rows of the weight: the entrance of a tensor-parallel region.
+
+    Called by every rank of the tensor group alike. Backward sums the input's gradient over the group, and computes the
+    gradients of weight and bias while that is under way. With a group of one it is ``F.linear``.
+
+    Shapes:
+        hidden ``[..., i]``, the same on every rank, weight ``[o/tp, i]``, bias ``[o/tp]`` -> ``[..., o/tp]``.
+    """
+    return F.linear(hidden, weight, bias) if group.size == 1 else _entrance(hidden, weight, bias, group)
+
+
+@uncompiled
+def _entrance(hidden: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup) -> Tensor:
+    output: Tensor = _LinearOfWholeInput.apply(hidden, weight, bias, group)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _LinearOfWholeInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.group = group
+        return F.linear(hidden, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+        hidden, weight = ctx.saved_tensors
+        reducing = start_all_reduce(gradients[0] @ weight, ctx.group) if ctx.needs_input_grad[0] else None  # [..., i]
+        rows = gradients[0].flatten(0, -2)  # [b*s, o/tp]
+        of_weight = rows.t() @ hidden.flatten(0, -2)  # [o/tp, i]
+        of_bias = rows.sum(dim=0) if ctx.needs_input_grad[2] else None
+        return reducing.wait() if reducing else None, of_weight, of_bias, None
 
 
 def _require_divisible(width: int, group: AxisGroup, what: str) -> None:

@@ -13,7 +13,7 @@ Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2 (the functions 
 in Megatron-LM, ``megatron/core/tensor_parallel/layers.py``.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_poro.errors import TopologyError
+from megatron_poro.parallel.collectives import Arriving
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.uncompiled import uncompiled
 
@@ -55,35 +56,21 @@ def reduce_to_cut_sequence(partial: Tensor, group: AxisGroup) -> Tensor:
     return reduced
 
 
-class _Arriving(NamedTuple):
-    """A collective under way, and where its result will be."""
-
-    work: Any
-    tensor: Tensor
-    group: AxisGroup
-
-    def wait(self) -> Tensor:
-        """What the collective gives; only this wait counts as waiting."""
-        with self.group.clock.running(self.group.part):
-            self.work.wait()
-        return self.tensor
-
-
-def _start_gather(cut: Tensor, group: AxisGroup) -> _Arriving:
+def _start_gather(cut: Tensor, group: AxisGroup) -> Arriving:
     """Begins to gather ``[b, s/tp, h]`` of all ranks as ``[tp*b, s/tp, h]``."""
     parts = cut.new_empty(group.size * len(cut), *cut.shape[1:])
     work = dist.all_gather_single(parts, cut.contiguous(), group=group.process_group, async_op=True)
-    return _Arriving(work, parts, group)
+    return Arriving(work, parts, group)
 
 
-def _whole(gathering: _Arriving) -> Tensor:
+def _whole(gathering: Arriving) -> Tensor:
     """Waits for ``[tp*b, s/tp, h]`` and returns it as ``[b, s, h]``; no copy for one sample."""
     parts = gathering.wait()
     size = gathering.group.size
     return parts.view(size, len(parts) // size, *parts.shape[1:]).transpose(0, 1).flatten(1, 2)
 
 
-def _start_reduce(partial: Tensor, group: AxisGroup) -> _Arriving:
+def _start_reduce(partial: Tensor, group: AxisGroup) -> Arriving:
     """Begins to sum ``[b, s, h]`` over the group, each rank's part of which is ``[b, s/tp, h]``."""
     batch, length, width = partial.shape
     if length % group.size:
@@ -95,7 +82,7 @@ def _start_reduce(partial: Tensor, group: AxisGroup) -> _Arriving:
     parts = partial.reshape(batch, group.size, length // group.size, width).transpose(0, 1).flatten(0, 1).contiguous()
     mine = partial.new_empty(batch, length // group.size, width)
     work = dist.reduce_scatter_single(mine, parts, group=group.process_group, async_op=True)
-    return _Arriving(work, mine, group)
+    return Arriving(work, mine, group)
 
 
 class _LinearOfCutSequence(torch.autograd.Function):

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from megatron_poro.errors import TopologyError
-from megatron_poro.parallel.collectives import all_reduce, copy_to_group, reduce_from_group
+from megatron_poro.parallel.collectives import all_reduce, reduce_from_group
 from megatron_poro.parallel.groups import AxisGroup
+from megatron_poro.parallel.linear import linear_of_whole_input
 from megatron_poro.parallel.sequence import linear_of_cut_sequence, reduce_to_cut_sequence
 from megatron_poro.parallel.shards import Initial, ShardSpec, new_parameter
 from megatron_poro.parallel.ties import tied_use
@@ -67,7 +68,7 @@ def vocab_parallel_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Te
     """
     if embedding.cut_sequence:
         return linear_of_cut_sequence(hidden, tied_use(embedding.weight), None, embedding.group)
-    return F.linear(copy_to_group(hidden, embedding.group), tied_use(embedding.weight))
+    return linear_of_whole_input(hidden, tied_use(embedding.weight), None, embedding.group)
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGroup) -> Tensor:

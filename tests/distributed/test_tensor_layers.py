@@ -1,12 +1,17 @@
 """Tensor-parallel layers against plain PyTorch: outputs, input gradients and weight gradients, joined by ShardSpec."""
 
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron_poro.parallel.collectives import Arriving, all_reduce
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
-from megatron_poro.parallel.linear import ColumnParallelLinear, RowParallelLinear
+from megatron_poro.parallel.linear import ColumnParallelLinear, RowParallelLinear, linear_of_whole_input
 from megatron_poro.parallel.shards import shard_of
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.parallel.vocab import (
@@ -83,6 +88,51 @@ def vocabulary(dtype: torch.dtype) -> None:
     torch.testing.assert_close(joined(embedding.weight, embedding.weight.grad), plain.grad, **tolerance)
 
 
+def entrance(dtype: torch.dtype, with_bias: bool) -> None:
+    """Autograd's own gradients of a plain layer, the input's summed afterwards, are the control."""
+    group = tensor_group()
+    weight, bias = full(8, 6, seed=1 + group.rank).to(dtype), full(8, seed=3 + group.rank).to(dtype)
+    arguments = [full(2, 5, 6, seed=5).to(dtype), weight, *([bias] if with_bias else [])]
+    found, plain = ([tensor.clone().requires_grad_() for tensor in arguments] for _ in range(2))
+    output = linear_of_whole_input(found[0], found[1], found[2] if with_bias else None, group)
+    expected = F.linear(*plain)
+    direction = full(*output.shape, seed=6 + group.rank).to(dtype)
+    for one in (output, expected):
+        one.backward(direction)
+    all_reduce(plain[0].grad, group)
+    for one, other in ((output, expected), *((a.grad, b.grad) for a, b in zip(found, plain, strict=True))):
+        assert torch.equal(one, other)
+
+
+class Order(TorchDispatchMode):
+    """Notes products, sums and waits in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.rpartition("::")[2]
+        if name in ("mm", "allreduce_"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def order_of_the_backward_pass() -> list[str]:
+    group = tensor_group()
+    up = ColumnParallelLinear(6, 8, group=group, init_std=1.0)
+    output = up(full(2, 5, 6, seed=5).requires_grad_())
+    order, wait = Order(), Arriving.wait
+
+    def waits(arriving: Arriving) -> torch.Tensor:
+        order.seen.append("wait")
+        return wait(arriving)
+
+    with mock.patch.object(Arriving, "wait", waits), order:
+        output.sum().backward()
+    return order.seen
+
+
 def huge_logits() -> float:
     """Exp would overflow without the shift by the global maximum, which only one rank holds."""
     group = tensor_group()
@@ -99,6 +149,16 @@ def groups_of_wrong_size() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_column_then_row_equals_plain_mlp(world: int) -> None:
     run_ranks(mlp, world=world)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_entrance_has_the_bits_of_a_plain_layer_and_a_sum(dtype: torch.dtype, with_bias: bool) -> None:
+    run_ranks(entrance, dtype, with_bias, world=2)
+
+
+def test_the_sum_at_an_entrance_is_under_way_beside_the_gradient_of_the_weight() -> None:
+    assert run_ranks(order_of_the_backward_pass, world=2) == [["mm", "allreduce_", "mm", "wait"]] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

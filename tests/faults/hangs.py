@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_poro.data.loading import BatchLoader
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.models.bloom import BloomBlock
-from megatron_poro.parallel import collectives
+from megatron_poro.parallel import linear
 from megatron_poro.train import build, checkpointing, control
 from megatron_poro.train.exit_code import ExitCode
 from tests.faults.tally import Budget, Tally
@@ -66,7 +66,7 @@ PHASES = (
     Phase("start-up", build, "build_engine", call=1),
     Phase("data", BatchLoader, "load", call=FAULTY_CALL + 2),
     Phase("forward", BloomBlock, "forward", call=40),
-    Phase("backward", collectives._CopyToGroup, "backward", call=40),
+    Phase("backward", linear._LinearOfWholeInput, "backward", call=40),
     Phase("optimizer step", PipelineEngine, "_update"),
     Phase("boundary", control.Control, "agree", call=FAULTY_CALL + 2),
     Phase("validation", PipelineEngine, "eval_step"),
