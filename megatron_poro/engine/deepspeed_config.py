@@ -1,8 +1,7 @@
 """Our settings as DeepSpeed's dictionary. Pure; every key says why it has its value.
 
-bf16 with ZeRO stage 1 and fp32 gradient accumulation selects ``BF16_Optimizer``: fp32 masters and moments cut over the
-data ranks. In fp32 there is nothing to keep apart from the weights, so stage 0 runs our optimizer on them directly.
-Clipping stays with us (``gradient_clipping`` 0): the decision whether a step is taken needs the norm before the step.
+Adding up gradients, ZeRO-1, clipping and the step are ours: what is left is the format of the weights, the numbers of a
+batch, and what stages send each other.
 """
 
 from typing import Any
@@ -29,17 +28,14 @@ def deepspeed_config(
         microbatches: accumulation steps.
         data_size: replicas.
     """
-    bf16 = precision is Precision.BF16
     return {
         "train_micro_batch_size_per_gpu": microbatch_samples,
         "gradient_accumulation_steps": microbatches,
         "train_batch_size": microbatch_samples * microbatches * data_size,
         "gradient_clipping": 0.0,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        # without it a bf16 engine rounds the fp32 sums to bf16 before it adds them up over the replicas
-        "communication_data_type": "fp32",
-        "zero_optimization": {"stage": 1 if bf16 else 0},
+        "bf16": {"enabled": precision is Precision.BF16},
+        # nothing is wrapped: megatron_poro.engine.deepspeed_engine.OwnOptimizer
+        "zero_optimization": {"stage": 0},
         # whole activations between stages: partitioning them over the tensor group is refused by DualPipeV
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
         # metrics are ours

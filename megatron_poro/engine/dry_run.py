@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor
 
 from megatron_poro.engine.engine import Engine
-from megatron_poro.engine.optimizer import moments
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 
 _SHAPE_MESSAGE_NUMBERS = 256
@@ -51,19 +49,7 @@ def held_for_good(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     Yields:
         ``weights``, ``gradients`` or ``optimizer``, and a tensor; several may be views of one storage.
     """
-    pipeline = _pipeline(engine)
-    optimizer, base = pipeline._deepspeed.optimizer, pipeline._base_optimizer
-    for parameter in pipeline._parameters:
-        yield "weights", parameter
-    if isinstance(optimizer, BF16_Optimizer):
-        for gradients in optimizer.fp32_groups_gradients_flat:
-            yield "gradients", gradients
-    for group in base.param_groups:
-        for master in group["params"]:
-            if isinstance(optimizer, BF16_Optimizer):
-                yield "optimizer", master
-            for moment in moments(base, master):
-                yield "optimizer", moment
+    yield from _pipeline(engine)._sharded.held_for_good()
 
 
 def _pipeline(engine: Engine) -> PipelineEngine:

@@ -4,13 +4,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_poro.engine.engine import StepGate
 from megatron_poro.parallel.agreement import World
-from megatron_poro.parallel.collectives import all_reduce
-from megatron_poro.parallel.groups import AxisGroup
-from megatron_poro.parallel.shards import is_partial
 
 
 def sum_of_squares(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
@@ -19,28 +16,6 @@ def sum_of_squares(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
     if not counted:
         return torch.zeros((), device=device)
     return torch.stack(list(torch._foreach_norm(counted))).float().square().sum()
-
-
-def add_up_partial_(gradients: Iterable[tuple[nn.Parameter, Tensor]], group: AxisGroup) -> None:
-    """Sums the gradients of partial parameters over the tensor group, in place and in one message.
-
-    Called by every rank of the group alike; all of them get the same bits. With a group of one it does nothing.
-
-    Args:
-        gradients: parameters with their fp32 gradients.
-        group: the tensor group.
-
-    Source: Megatron-LM, ``megatron/core/distributed/finalize_model_grads.py``.
-    """
-    if group.size == 1:
-        return
-    partial = [gradient for parameter, gradient in gradients if is_partial(parameter)]
-    if not partial:
-        return
-    packed = all_reduce(torch.cat([gradient.reshape(-1) for gradient in partial]), group)
-    totals = torch.split(packed, [gradient.numel() for gradient in partial])
-    for gradient, total in zip(partial, totals, strict=True):
-        gradient.copy_(total.view_as(gradient))
 
 
 def clip_(gradients: Iterable[Tensor], *, norm: Tensor, clip_norm: float) -> None:

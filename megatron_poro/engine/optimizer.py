@@ -1,6 +1,6 @@
 """AdamW and who decays: everything but norms and biases, that is every tensor with more than one dimension."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,24 @@ def parameter_groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig
 
     Decided by the shape of the full tensor, not of the shard; the embedding is decayed. Empty groups are left out.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for parameter in parameters:
-        (decayed if parameter.dim() > 1 else kept).append(parameter)
+    listed = list(parameters)
+    return groups_of(
+        decayed=[parameter for parameter in listed if decays(parameter)],
+        kept=[parameter for parameter in listed if not decays(parameter)],
+        config=config,
+    )
+
+
+def decays(parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies."""
+    return parameter.dim() > 1
+
+
+def groups_of(*, decayed: Sequence[Tensor], kept: Sequence[Tensor], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The groups of tensors that decay and that do not, where there are any."""
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, _IS_DECAYED: True},
-        {"params": kept, "weight_decay": 0.0, _IS_DECAYED: False},
+        {"params": list(decayed), "weight_decay": config.weight_decay, _IS_DECAYED: True},
+        {"params": list(kept), "weight_decay": 0.0, _IS_DECAYED: False},
     ]
     return [group for group in groups if group["params"]]
 

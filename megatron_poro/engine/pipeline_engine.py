@@ -1,29 +1,29 @@
 """A training step of a tensor x pipeline x data grid on DeepSpeed's pipeline engine, 1F1B or DualPipeV.
 
-What is DeepSpeed's: the schedules, sending activations and gradients between stages, fp32 gradient accumulation and the
-ZeRO-1 cut of masters and moments. What is ours: the layers, the stage boundaries, the loss as a true mean over the
-global batch's tokens, sums over a cut sequence, the gradient norm, clipping, and the decision whether a step is taken.
+What is DeepSpeed's: the schedules, and sending activations and gradients between stages. What is ours: the layers, the
+stage boundaries, the loss as a true mean over the global batch's tokens, adding gradients up over microbatches,
+replicas and whoever else holds a term, masters and moments cut over the replicas (ZeRO-1,
+:class:`~megatron_poro.engine.sharded_adamw.ShardedAdamW`), the gradient norm, clipping, and the decision whether a
+step is taken.
 
-DeepSpeed averages over microbatches and replicas. That equals the token mean only when all have equally many loss
-tokens, so each microbatch's loss is scaled by (microbatches * replicas) / (loss tokens of the step). In a reproducible
-run the gradients are added up and averaged by :class:`~megatron_poro.engine.exact_sums.ExactSums` instead.
+DeepSpeed divides by the microbatches before a backward pass. Each microbatch's loss is scaled by microbatches / (loss
+tokens of the step over all replicas), so that the sum over microbatches and replicas is the token mean. In a
+reproducible run the gradients are added up and averaged by :class:`~megatron_poro.engine.exact_sums.ExactSums` instead.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe import schedule
-from deepspeed.runtime.pipe.engine import PipelineEngine as DeepSpeedPipelineEngine
 from torch import Tensor, nn
 
 from megatron_poro.config.run import OptimizerConfig, PipelineSchedule, Precision
 from megatron_poro.data.batch import Batch
 from megatron_poro.engine.deepspeed_config import deepspeed_config
+from megatron_poro.engine.deepspeed_engine import start_deepspeed
 from megatron_poro.engine.engine import (
     WEIGHT,
     Copy,
@@ -36,24 +36,17 @@ from megatron_poro.engine.engine import (
     accept_every_step,
 )
 from megatron_poro.engine.exact_sums import ExactSums
-from megatron_poro.engine.gradients import clip_, may_step
+from megatron_poro.engine.gradients import may_step
 from megatron_poro.engine.objective import Objective, Targets
-from megatron_poro.engine.optimizer import (
-    adamw,
-    decayed_tensors,
-    moments,
-    parameter_groups,
-    prepare_state,
-    set_learning_rate,
-    set_step_count,
-)
-from megatron_poro.engine.stages import build_stages, quiet
+from megatron_poro.engine.optimizer import decayed_tensors, moments, set_learning_rate
+from megatron_poro.engine.sharded_adamw import ShardedAdamW
+from megatron_poro.engine.stages import build_stages
 from megatron_poro.engine.step_sums import PlainSums, StepSums
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
-from megatron_poro.parallel.shards import name_of, shard_of
+from megatron_poro.parallel.shards import is_partial, name_of, shard_of
 from megatron_poro.parallel.step_clock import Part
 
 _PARTS: Mapping[str, Part] = {
@@ -134,18 +127,28 @@ class PipelineEngine:
             microbatches=microbatches,
             data_size=groups.data.size,
         )
-        base = adamw(parameter_groups(module.parameters(), optimizer), optimizer, reproducible=reproducible)
-        self._deepspeed = _start_deepspeed(module, settings, base, dual=self._dual)
-        self._deepspeed.take_step = self._take_step
-        self._parameters: list[nn.Parameter] = list(module.parameters())
-        self._base_optimizer: torch.optim.Optimizer = self._deepspeed.basic_optimizer
-        prepare_state(self._base_optimizer)
+        self._ties = self._ties_of(module)
+
+        def share_out(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+            self._parameters = list(parameters)
+            self._sharded = ShardedAdamW(
+                self._parameters,
+                optimizer,
+                replicas=groups.data,
+                completed_over=self._completed_over,
+                passes=None if reproducible else lambda parameter: microbatches * self._uses(parameter),
+                reproducible=reproducible,
+            )
+            return self._sharded.optimizer
+
+        self._deepspeed = start_deepspeed(module, settings, share_out, dual=self._dual)
         self._sums = self._step_sums(plan, exact=reproducible, microbatches=microbatches, num_sources=num_sources)
-        instructions = dict(self._deepspeed._INSTRUCTION_MAP)  # DeepSpeed's own is shared by all its engines
-        if self._sums.reduces_gradients:
-            instructions[schedule.ReduceTiedGrads] = lambda _: None
-        instructions[schedule.ReduceGrads] = self._reduction(instructions[schedule.ReduceGrads])
-        self._deepspeed._INSTRUCTION_MAP = instructions
+        self._deepspeed._INSTRUCTION_MAP = {  # DeepSpeed's own is shared by all its engines
+            **self._deepspeed._INSTRUCTION_MAP,
+            schedule.ReduceTiedGrads: lambda _: None,
+            schedule.ReduceGrads: lambda _: self._reduce_gradients(),
+            schedule.OptimizerStep: lambda _: self._take_step(),
+        }
         self._tell_clock()
 
     @property
@@ -167,10 +170,11 @@ class PipelineEngine:
     ) -> StepResult:
         self._gate = gate
         self._clock.start_step(consumed_samples)
-        set_learning_rate(self._base_optimizer, learning_rate)
+        set_learning_rate(self._sharded.optimizer, learning_rate)
         inputs = [self._objective.split(batch) for batch in microbatches]
         weights = [self._objective.weight(targets) for _, targets in inputs] if self.is_loss_stage else []
         self._sums.start_step(weights)
+        self._sharded.start_step()
         self._deepspeed.train_batch(data_iter=iter(inputs))
         assert self._result is not None, "the schedule took no optimizer step"
         return self._result
@@ -218,90 +222,76 @@ class PipelineEngine:
         return EvalResult(totals.source_loss_sums, totals.source_weights)
 
     def fragments(self) -> Iterator[Fragment]:
-        decayed = decayed_tensors(self._base_optimizer)
-        for parameter, master, start in self._master_pieces():
-            average, average_square = (
-                state.view(-1)[master.storage_offset : master.storage_offset + master.length]
-                for state in moments(self._base_optimizer, master.tensor)
-            )
-            values = master.tensor.data.view(-1)[master.storage_offset : master.storage_offset + master.length]
-            name, shard = name_of(parameter), shard_of(parameter)
-            for kind, flat in (
-                (FragmentKind.MASTER, values),
+        optimizer = self._sharded.optimizer
+        decayed = decayed_tensors(optimizer)
+        for piece, master in self._sharded.masters():
+            name, shard = name_of(piece.parameter), shard_of(piece.parameter)
+            average, average_square = moments(optimizer, master)
+            for kind, values in (
+                (FragmentKind.MASTER, master),
                 (FragmentKind.EXP_AVG, average),
                 (FragmentKind.EXP_AVG_SQ, average_square),
             ):
                 yield Fragment(
                     name,
                     kind,
-                    flat,
-                    start,
+                    values[piece.inside],
+                    piece.start,
                     shard,
-                    is_owner=self._owns(parameter),
-                    is_decayed=id(master.tensor) in decayed,
+                    is_owner=self._counts_in_norm(piece.parameter),
+                    is_decayed=id(master) in decayed,
                 )
 
     def copies(self) -> Iterator[Copy]:
-        partitioned = isinstance(self._deepspeed.optimizer, BF16_Optimizer)
-        if partitioned:  # without masters of their own the weights are the masters
-            for parameter in self._parameters:
-                shard, axes = shard_of(parameter), self._copy_axes(parameter)
-                yield Copy(name_of(parameter), WEIGHT, parameter.data.view(-1), (shard.rank, 0), axes)
+        for parameter in self._parameters:
+            shard, axes = shard_of(parameter), self._copy_axes(parameter)
+            yield Copy(name_of(parameter), WEIGHT, parameter.data.view(-1), (shard.rank, 0), axes)
         parameter_of = {name_of(parameter): parameter for parameter in self._parameters}
         for fragment in self.fragments():
-            # each replica and each end of the tie cuts its masters at other places
-            elsewhere = {CopyAxis.DATA, CopyAxis.PIPELINE} if partitioned else set[CopyAxis]()
-            axes = self._copy_axes(parameter_of[fragment.name]) - elsewhere
+            # each replica has another part; who holds the same weight besides has the same part of it
+            axes = self._copy_axes(parameter_of[fragment.name]) - {CopyAxis.DATA}
             part = (fragment.shard.rank, fragment.start)
             yield Copy(fragment.name, fragment.kind.value, fragment.flat, part, axes)
 
     def load_finished(self, optimizer_step: int) -> None:
-        set_step_count(self._base_optimizer, optimizer_step)
-        if isinstance(self._deepspeed.optimizer, BF16_Optimizer):
-            self._deepspeed.optimizer.update_lp_params()
+        self._sharded.load_finished(optimizer_step)
 
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
-        """Loss of one microbatch as DeepSpeed wants it: its mean over microbatches and replicas is the token mean."""
+        """Loss of one microbatch as DeepSpeed wants it: its mean over microbatches, summed over replicas, is the token
+        mean.
+        """
         targets = Targets(*labels)
         return self._sums.add_losses(self._objective.loss(logits, targets), targets)
 
     def _step_sums(self, plan: LayerPlan, *, exact: bool, microbatches: int, num_sources: int) -> StepSums:
         """What adds up; collective."""
-        total = microbatches * self.groups.data.size
         if not exact:
             return PlainSums(
                 self.groups,
                 has_loss=self.is_loss_stage,
-                averaged_over=total,
+                averaged_over=microbatches,
                 counts_in_norm=self._counts_in_norm,
                 num_sources=num_sources,
                 device=self._device,
             )
-        ties = [
-            (name_of(weight), self._tie_group(group))
-            for weight, group in self._deepspeed.module.get_tied_weights_and_groups()
-        ]
         return ExactSums(
             plan,
             groups=self.groups,
             parameters=self._parameters,
-            ties={name: group for name, group in ties if group.size > 1},
-            microbatches=total,
+            ties=self._ties,
+            microbatches=microbatches * self.groups.data.size,
             has_loss=self.is_loss_stage,
             counts_in_norm=self._counts_in_norm,
             num_sources=num_sources,
             device=self._device,
         )
 
-    def _reduction(self, of_deepspeed: Callable[..., None]) -> Callable[..., None]:
-        """What the schedule calls after the last backward pass: our sums, and where they leave it to DeepSpeed, its."""
-
-        def reduce(engine: Any) -> None:
-            self._sums.reduce_gradients(self._gradient_views())
-            if not self._sums.reduces_gradients:
-                of_deepspeed(engine)
-
-        return reduce
+    def _reduce_gradients(self) -> None:
+        """What the schedule calls after the last backward pass."""
+        if self._sums.reduces_gradients:
+            self._sums.reduce_gradients(self._sharded.gradients())
+        else:
+            self._sharded.finish_reduction()
 
     def _tell_clock(self) -> None:
         """Makes the instructions of the schedule, and what DeepSpeed does after the last one, tell what they are."""
@@ -312,51 +302,55 @@ class PipelineEngine:
         }
         engine._aggregate_total_loss = clock.timed(engine._aggregate_total_loss, Part.AGREEMENT)
 
-    def _tie_group(self, group: dist.ProcessGroup) -> AxisGroup:
-        return AxisGroup(
-            dist.get_rank(group), dist.get_world_size(group), group, part=Part.PIPELINE, clock=self.groups.clock
-        )
+    def _ties_of(self, module: Any) -> dict[str, AxisGroup]:
+        """The processes of this replica that hold a weight of this stage too, where there are any, by its name."""
+        clock = self.groups.clock
+        groups = {
+            name_of(weight): AxisGroup(
+                dist.get_rank(group), dist.get_world_size(group), group, part=Part.PIPELINE, clock=clock
+            )
+            for weight, group in module.get_tied_weights_and_groups()
+        }
+        return {name: group for name, group in groups.items() if group.size > 1}
+
+    def _completed_over(self, parameter: nn.Parameter) -> AxisGroup:
+        """Who of this replica holds a term of a parameter's gradient: the ends of a tie, or of a whole parameter the
+        tensor ranks, each for its positions.
+        """
+        if is_partial(parameter):
+            return self.groups.tensor
+        return self._ties.get(name_of(parameter), AxisGroup.single())
+
+    def _uses(self, parameter: nn.Parameter) -> int:
+        """How many backward passes of a microbatch give a parameter a gradient: DualPipeV runs both stages of a process
+        one after the other, and the first process has a tied weight in both.
+        """
+        return 2 if self._dual and self._is_tied(parameter) else 1
+
+    def _is_tied(self, parameter: nn.Parameter) -> bool:
+        return name_of(parameter).partition(".")[0] in self._tied
 
     def _take_step(self) -> None:
         """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""
-        views = list(self._gradient_views())
-        totals = self._sums.totals(views)
+        totals = self._sums.totals(self._reduced_gradients())
         with self.groups.clock.running(Part.AGREEMENT):
             taken = self._capture is None and may_step(
                 self._gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world
             )
         self._result = StepResult(*totals, taken)
         if self._capture is not None:
-            self._capture(views)
+            self._sharded.gather_gradients()
+            self._capture(list(self._sharded.gradients()))
         if taken:
             self._update(totals.grad_norm)
-        self._drop_gradients()
 
     def _update(self, norm: Tensor) -> None:
         """Clips and steps. DeepSpeed's own step is not used: its norm fails on a stage that holds only a tied copy."""
-        optimizer = self._deepspeed.optimizer
-        if isinstance(optimizer, BF16_Optimizer):
-            masters, gradients = optimizer.fp32_groups_flat_partition, optimizer.fp32_groups_gradient_flat_partition
-            for master, gradient in zip(masters, gradients, strict=True):
-                master.grad = gradient
-        else:
-            gradients = [gradient for _, gradient in self._gradient_views()]
-        clip_(gradients, norm=norm, clip_norm=self._config.clip_norm)
-        self._base_optimizer.step()
-        if isinstance(optimizer, BF16_Optimizer):
-            optimizer.update_lp_params()
+        self._sharded.update(norm)
 
-    def _gradient_views(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Each parameter with its reduced fp32 gradient, as a view of DeepSpeed's buffer."""
-        optimizer = self._deepspeed.optimizer
-        if isinstance(optimizer, BF16_Optimizer):
-            for group, gradients in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
-                for parameter, gradient in zip(group, gradients, strict=True):
-                    yield parameter, gradient.view(parameter.shape)
-        else:
-            for parameter in self._parameters:
-                assert parameter.grad is not None, f"{name_of(parameter)} got no gradient"
-                yield parameter, parameter.grad
+    def _reduced_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Parameters with their reduced fp32 gradients: whole ones of exact sums, else this replica's share of each."""
+        return self._sharded.gradients() if self._sums.reduces_gradients else self._sharded.shared_gradients()
 
     def _counts_in_norm(self, parameter: nn.Parameter) -> bool:
         """Whether this process adds the parameter to the global norm: each element of the model is counted once."""
@@ -369,79 +363,11 @@ class PipelineEngine:
         axes = {CopyAxis.DATA}
         if shard_of(parameter).dim is None:
             axes.add(CopyAxis.TENSOR)
-        if name_of(parameter).partition(".")[0] in self._tied:
+        if self._is_tied(parameter):
             axes.add(CopyAxis.PIPELINE)
         return frozenset(axes)
-
-    def _owns(self, parameter: nn.Parameter) -> bool:
-        """Whether this process writes its piece of the parameter into checkpoints."""
-        partitioned = isinstance(self._deepspeed.optimizer, BF16_Optimizer)
-        return self._counts_in_norm(parameter) and (partitioned or self.groups.data.rank == 0)
-
-    def _master_pieces(self) -> Iterator[tuple[nn.Parameter, "_MasterPiece", int]]:
-        """Each parameter of which this process keeps fp32 values: where they are, and where they begin in the shard."""
-        optimizer = self._deepspeed.optimizer
-        if not isinstance(optimizer, BF16_Optimizer):
-            for parameter in self._parameters:
-                yield parameter, _MasterPiece(parameter, 0, parameter.numel()), 0
-            return
-        for group, partition in zip(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, strict=True):
-            # the group is one flat tensor; this process keeps [low, high) of it
-            low = self.groups.data.rank * partition.numel()
-            high, position = low + partition.numel(), 0
-            for parameter in group:
-                first, last = max(position, low), min(position + parameter.numel(), high)
-                if first < last:
-                    yield parameter, _MasterPiece(partition, first - low, last - first), first - position
-                position += parameter.numel()
 
     def _agreed_count(self, count: int) -> int:
         """Number of microbatches of an evaluation, told to the stages that read no data."""
         counted = torch.tensor(float(count), device=self._device)
         return int(all_reduce(counted, self.groups.replica, maximum=True))
-
-    def _drop_gradients(self) -> None:
-        optimizer = self._deepspeed.optimizer
-        if isinstance(optimizer, BF16_Optimizer):
-            optimizer.zero_grad()
-        else:
-            self._deepspeed.module.zero_grad(set_to_none=True)
-
-
-class _MasterPiece:
-    """A range of a tensor the optimizer updates."""
-
-    def __init__(self, tensor: Tensor, storage_offset: int, length: int) -> None:
-        self.tensor, self.storage_offset, self.length = tensor, storage_offset, length
-
-
-class _OneForwardOneBackward(DeepSpeedPipelineEngine):  # type: ignore[misc]
-    """DeepSpeed's 1F1B engine, with the optimizer step handed back to us."""
-
-    take_step: Callable[[], None]
-
-    def _exec_optimizer_step(self, lr_kwargs: Any = None) -> None:
-        self.take_step()
-
-    _INSTRUCTION_MAP: ClassVar[dict[type, Callable[..., None]]] = {
-        **DeepSpeedPipelineEngine._INSTRUCTION_MAP,
-        schedule.OptimizerStep: _exec_optimizer_step,
-    }
-
-
-def _start_deepspeed(module: Any, settings: dict[str, Any], optimizer: torch.optim.Optimizer, *, dual: bool) -> Any:
-    """Wraps a module in DeepSpeed's engine, as ``deepspeed.initialize`` does for a pipeline, with our subclass."""
-    engine: type[Any] = _OneForwardOneBackward
-    if dual:
-        from megatron_poro.engine.dualpipev import DualPipeV  # only newer DeepSpeeds have it
-
-        engine = DualPipeV
-    with quiet():
-        return engine(
-            args=None,
-            model=module,
-            optimizer=optimizer,
-            mpu=module.mpu(),
-            config=settings,
-            config_class=DeepSpeedConfig(settings, module.mpu()),
-        )

@@ -1,6 +1,7 @@
 """What an engine adds up over the microbatches and processes of a step: losses, gradients, squares of the gradient.
 
-Two implementations. :class:`PlainSums` lets every sum run as it comes, in fp32, and DeepSpeed reduce gradients.
+Two implementations. :class:`PlainSums` lets every sum run as it comes, in fp32, and leaves gradients to whoever adds
+them up (:class:`~megatron_poro.engine.sharded_adamw.ShardedAdamW`, or one process by itself).
 :class:`~megatron_poro.engine.exact_sums.ExactSums` gives the same bits whatever the order and the grouping.
 """
 
@@ -10,13 +11,13 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from megatron_poro.engine.gradients import add_up_partial_, sum_of_squares
+from megatron_poro.engine.gradients import sum_of_squares
 from megatron_poro.engine.objective import LossParts, Targets
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import ParallelGroups
 
 Gradients = Iterable[tuple[nn.Parameter, Tensor]]
-"""Parameters of this process with their fp32 gradients, in the parameters' shapes."""
+"""Parameters of this process with their fp32 gradients."""
 
 
 class StepTotals(NamedTuple):
@@ -39,7 +40,7 @@ class StepSums(Protocol):
     """The sums of one step. What is collective is called by every process of the grid alike."""
 
     reduces_gradients: ClassVar[bool]
-    """Whether :meth:`reduce_gradients` adds up over replicas and over the ends of a tie; else DeepSpeed has to."""
+    """Whether :meth:`reduce_gradients` adds up gradients; else it does nothing, and they have to come reduced."""
 
     def start_step(self, weights: Sequence[Tensor]) -> None:
         """Forgets the last step. Collective over the processes that compute a loss.
@@ -58,26 +59,28 @@ class StepSums(Protocol):
         ...
 
     def reduce_gradients(self, gradients: Gradients) -> None:
-        """Adds up, over the tensor group, the gradients of parameters that each rank uses for its positions only, and
-        puts the mean gradient over the global batch into ``gradients`` if :attr:`reduces_gradients`. Collective; called
-        once a step, after the last backward pass.
+        """Puts the mean gradient over the global batch into ``gradients``, whole and in the parameters' shapes, if
+        :attr:`reduces_gradients`. Collective; called once a step, after the last backward pass.
         """
         ...
 
     def totals(self, gradients: Gradients) -> StepTotals:
-        """Losses and gradient norm of the step, from reduced gradients. Collective."""
+        """Losses and gradient norm of the step. Collective.
+
+        Args:
+            gradients: reduced; whole if :attr:`reduces_gradients`, else this replica's share of them.
+        """
         ...
 
 
 class PlainSums:
-    """Sums in fp32 in the order in which their terms come; gradients are left to autograd and DeepSpeed, but for the
-    terms that tensor ranks hold of the gradients of partial parameters.
+    """Sums in fp32 in the order in which their terms come; gradients are left to others.
 
     Args:
         groups: the process grid.
         has_loss: whether this process computes the loss.
-        averaged_over: the sum of all microbatches' gradients is divided by this number before it is used: DeepSpeed's
-            accumulation steps times replicas.
+        averaged_over: each microbatch's gradient is divided by this number before it is added up: DeepSpeed's
+            accumulation steps.
         counts_in_norm: whether this process adds a parameter to the gradient norm.
         num_sources: sources of the mixture.
         device: where losses are computed.
@@ -115,18 +118,16 @@ class PlainSums:
         return parts.loss_sum * self._loss_scale
 
     def reduce_gradients(self, gradients: Gradients) -> None:
-        add_up_partial_(gradients, self._groups.tensor)
+        pass
 
     def totals(self, gradients: Gradients) -> StepTotals:
-        """Sums losses over replicas, on the loss stages, and then both losses and squares over each replica's shards;
-        gradients are equal on all replicas by now, so this is the norm of the whole gradient.
+        """Sums over the replicas, each with a share of the gradient and the losses of its samples, and then over
+        each replica's stages and tensor ranks: every element of the gradient is counted once.
         """
         squares = sum_of_squares((g for p, g in gradients if self._counts_in_norm(p)), self._device)
-        values = self._sources.clone()
-        if self._has_loss:
-            all_reduce(values, self._groups.data)
+        packed = all_reduce(torch.cat([squares.view(1), self._sources.view(-1)]), self._groups.data)
         if not (self._has_loss and self._groups.tensor.rank == 0):
-            values.zero_()
-        packed = all_reduce(torch.cat([squares.view(1), values.view(-1)]), self._groups.replica)
-        losses, weights = packed[1:].view_as(values)
+            packed[1:].zero_()
+        all_reduce(packed, self._groups.replica)
+        losses, weights = packed[1:].view_as(self._sources)
         return StepTotals(losses.sum() / weights.sum(), packed[0].sqrt(), losses, weights)

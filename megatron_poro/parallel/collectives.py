@@ -57,6 +57,36 @@ def start_all_reduce(tensor: Tensor, group: AxisGroup) -> Arriving:
     return Arriving(work, tensor, group)
 
 
+def start_reduce_scatter(whole: Tensor, group: AxisGroup) -> Arriving | None:
+    """Begins to sum over the group, in place, a flat tensor of which each rank gets its part.
+
+    When it has arrived, the rank's part of ``whole`` is the sum, and what else is in it means nothing. ``None`` with a
+    group of one, for which it is the sum already.
+
+    Shapes:
+        whole ``[n]``, a multiple of the group; each rank's part ``[n/group]``, in the order of ranks.
+    """
+    if group.size == 1:
+        return None
+    mine = whole.chunk(group.size)[group.rank]
+    work = dist.reduce_scatter_single(mine, whole, group=group.process_group, async_op=True)
+    return Arriving(work, mine, group)
+
+
+def start_all_gather(whole: Tensor, group: AxisGroup) -> Arriving | None:
+    """Begins to put every rank's part of a flat tensor into those of all, in place: the way back from
+    :func:`start_reduce_scatter`. ``None`` with a group of one, which has it all.
+
+    Shapes:
+        whole ``[n]``, a multiple of the group; each rank's part ``[n/group]``, in the order of ranks.
+    """
+    if group.size == 1:
+        return None
+    mine = whole.chunk(group.size)[group.rank]
+    work = dist.all_gather_single(whole, mine, group=group.process_group, async_op=True)
+    return Arriving(work, whole, group)
+
+
 def broadcast_from_first(tensor: Tensor) -> Tensor:
     """Rank 0's values on every process of the run, in place and without a graph; returns the tensor."""
     dist.broadcast(tensor, src=0)

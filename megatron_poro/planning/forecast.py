@@ -13,6 +13,7 @@ from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
+from megatron_poro.parallel.topology import bucket_numbers
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers, total_parameters
 from megatron_poro.planning.memory import MemoryParts, rank_memory
 from megatron_poro.planning.pipeline import Pass, step_seconds
@@ -37,7 +38,7 @@ class StepTime:
         compute: passes through layers, recomputation included, of the rank that computes longest.
         tensor: sums over the tensor group inside them.
         bubble: waiting for other pipeline ranks, transfers included.
-        data: sum of the gradients over replicas, after the last backward pass, and of the tied matrix.
+        data: what is left to send of gradients to replicas after the last backward pass, and of the tied matrix.
         optimizer: the update, and gathering the new weights.
     """
 
@@ -175,7 +176,7 @@ def forecast(
         compute=compute,
         tensor=tensor,
         bubble=pipeline_seconds - compute - tensor,
-        **_after_the_pipeline(config, hardware, link, batch.data_size),
+        **_after_the_pipeline(config, hardware, link, batch.data_size, passes),
     )
     plan = plan_run(config, world_size=world_size)
     model = config.model
@@ -216,18 +217,22 @@ def _busy(config: TrainConfig, rank: int, microbatches: int, passes: PassTimes) 
     return microbatches * compute, microbatches * tensor
 
 
-def _after_the_pipeline(config: TrainConfig, hardware: HardwareConfig, link: Links, data_size: int) -> dict[str, float]:
-    """What follows the last backward pass; nothing of it overlaps with the pipeline."""
+def _after_the_pipeline(
+    config: TrainConfig, hardware: HardwareConfig, link: Links, data_size: int, passes: PassTimes
+) -> dict[str, float]:
+    """What follows the last backward pass. Buckets of gradients are sent while it runs, all but the last of them."""
     size = config.parallel.tensor
     parameters = max(held_parameters(layers, size) for layers in rank_layers(config))
-    reduce = ring_bytes(4.0 * parameters, data_size) / link.data
+    reduce = ring_bytes(4.0 * parameters, data_size) / 2 / link.data
+    last = min(1.0, bucket_numbers(data_size) / parameters)
+    left = max(last * reduce, reduce - passes(Pass.BACKWARD, 0))
     tie = 0.0
     if config.parallel.pipeline > 1 and len(stage_layers(config)) == config.parallel.pipeline:
-        tie = 4.0 * config.model.vocab_size * config.model.hidden_size / size / link.pipeline
+        tie = 4.0 * config.model.vocab_size * config.model.hidden_size / size / data_size / link.pipeline
     gather = (data_size - 1) / data_size * 2.0 * parameters / link.data
-    # norm and clipping read and write every gradient; the update reads and writes masters and moments
-    touched = 12.0 * parameters + 28.0 * parameters / data_size
-    return {"data": reduce + tie, "optimizer": touched / hardware.memory_bandwidth + gather}
+    # of the replica's share: norm and clipping read and write gradients, the update masters and moments
+    touched = (12.0 + 28.0) * parameters / data_size
+    return {"data": left + tie, "optimizer": touched / hardware.memory_bandwidth + gather}
 
 
 def _recomputed_flops(layers: Sequence[LayerSize], recompute: Recompute, tokens: int, length: int) -> float:

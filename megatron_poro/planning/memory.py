@@ -25,13 +25,12 @@ class MemoryParts(NamedTuple):
 
     Attributes:
         weights: the numbers that layers compute with.
-        gradients: accumulated in fp32, in 64-bit integers beside it in a reproducible run; and in bf16 those of one
-            microbatch.
-        optimizer: this process's part of masters and two moments, fp32.
+        gradients: their sums in fp32, and in 64-bit integers beside it in a reproducible run.
+        optimizer: this process's part of masters and two moments, fp32; of fp32 weights only the moments.
         activations: what forward passes have left for backward passes, at the worst moment.
         recomputed: what a block makes and drops again at that moment, recomputed or on the way.
         head: logits, their probabilities and their gradient, where the loss is.
-        buffers: what a stage received, and the copy of the gradients that is reduced.
+        buffers: what a stage received.
         constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
     """
 
@@ -179,19 +178,14 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
             sizes=sizes,
             kept=most_kept(order, left_behind),
             of_one=left_behind[order[0].stage],
-            parameters=parameters,
             microbatches=batch.microbatches,
-            in_flight=parallel.pipeline - rank,
-            of_block=kept_block,
-            tensor=parallel.tensor,
         )
         moment = worst_moment(config, rank_sizes, backend=backend)
-        # sums, made before the first step; DeepSpeed keeps the last microbatch's gradients beside them
-        accumulated = (_FP32 if item != _FP32 else 0) + (_INT64 if config.engine.reproducible else 0)
+        accumulated = _FP32 + (_INT64 if config.engine.reproducible else 0)
         found.append(
             MemoryParts(
                 weights=float(parameters * item),
-                gradients=float(parameters * accumulated) + moment.gradients,
+                gradients=float(parameters * accumulated),
                 optimizer=_optimizer(config, parameters, batch.data_size),
                 activations=moment.activations,
                 recomputed=moment.working,
@@ -204,10 +198,9 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
 
 
 def _optimizer(config: TrainConfig, parameters: int, data_size: int) -> float:
-    """In bf16 masters and moments are cut over the replicas; in fp32 the weights are the masters, moments are whole."""
-    if config.engine.precision is Precision.FP32:
-        return 2.0 * _FP32 * parameters
-    return 3.0 * _FP32 * parameters / data_size
+    """Masters and moments are cut over the replicas; in fp32 the weights are the masters."""
+    values = 2.0 if config.engine.precision is Precision.FP32 else 3.0
+    return values * _FP32 * parameters / data_size
 
 
 def _in_pipeline(stage: int, num_stages: int, sizes: TensorSizes) -> float:

@@ -1,8 +1,9 @@
 """The moments of a step at which a process may hold most, beside what it holds all the time.
 
 Passes through blocks are one: what is kept of all microbatches in flight, and what a block makes and drops on the way.
-The loss is another, so are the gradient of the embedding and the reduction of the gradients, for which DeepSpeed copies
-them into one tensor. Which is the worst depends on the sizes. Where tensors live and die was read off simulated ranks
+The loss is another, so is the gradient of the embedding. Which is the worst depends on the sizes. Gradients are added
+to their sums as they are made and reduced where they lie, so that only those of one layer are ever beside them. Where
+tensors live and die was read off simulated ranks
 (:mod:`megatron_poro.simulation.live_bytes`); a test holds the two against each other.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
 from megatron_poro.planning.layers import LayerSize
 
 if TYPE_CHECKING:
@@ -20,22 +21,17 @@ _FP32 = 4
 LOSS_CHUNK = 1 << 24
 """Logits of which a GPU computes the loss at a time, in fp32."""
 
-_BUCKET_NUMBERS = 500_000_000
-"""DeepSpeed reduces gradients in buckets that are closed by the tensor that passes this number."""
-
 
 class Moment(NamedTuple):
     """Bytes of a process at one moment, beside weights, sums of gradients, optimizer and constants.
 
     Attributes:
-        gradients: in the weights' format, from the first backward pass on.
         activations: what forward passes have left for backward passes.
         working: what is made and dropped again on the way.
         head: logits and what the loss makes of them.
-        buffers: what was received, and copies of gradients.
+        buffers: what was received.
     """
 
-    gradients: float
     activations: float
     working: float
     head: float
@@ -51,35 +47,14 @@ class RankSizes:
         sizes: of the tensors of a microbatch.
         kept: most that forward passes have left behind, over all microbatches in flight.
         of_one: of it, what one microbatch leaves behind.
-        parameters: numbers in all weights of the rank.
         microbatches: of a step.
-        in_flight: microbatches that have not had their backward pass when the first one begins, if there are as many.
-        of_block: what a block leaves behind of one microbatch.
-        tensor: tensor ranks.
     """
 
     layers: Sequence[LayerSize]
     sizes: "TensorSizes"
     kept: float
     of_one: float
-    parameters: int
     microbatches: int
-    in_flight: int
-    of_block: float
-    tensor: int
-
-    @property
-    def largest(self) -> int:
-        """Numbers in the largest weight: the matrix of the vocabulary, or one of a feed-forward layer."""
-        ends = [layer.cut // self.tensor for layer in self.layers if layer.role in ("embedding", "head")]
-        return max([4 * self.sizes.hidden**2 // self.tensor, *ends])
-
-    @property
-    def block_gradients(self) -> float:
-        """Bytes of the gradients of one block."""
-        return max((one.parameters(self.tensor) for one in self.layers if one.role.startswith("blocks")), default=0) * (
-            self.sizes.item
-        )
 
     @property
     def width(self) -> float:
@@ -110,29 +85,14 @@ def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBack
     logits = _logits(config, rank)
     # which holds what the stage received, and its gradient
     graph = 2 * rank.width if rank.has("head") and not rank.has("embedding") else 0.0
-    gradients = float(rank.parameters * rank.sizes.item)
     matrix = config.model.vocab_size / config.parallel.tensor * config.model.hidden_size * rank.sizes.item
-    embedded = matrix if rank.has("embedding") else 0.0
-    moments = [Moment(gradients, 0.0, buffers * graph, buffers * logits, received + _copied(config, rank.parameters))]
-    # the first backward pass finds no gradients yet; a following one finds them, and as much if the pipeline is full
-    first = Moment(0.0, rank.kept, (buffers - 1) * graph, buffers * logits, received)
-    left = rank.kept if rank.microbatches > rank.in_flight else rank.kept - rank.of_one
-    following = first._replace(gradients=gradients, activations=left)
-    for rest in [first, following] if rank.microbatches > 1 else [first]:
-        moments.append(_in_a_block(config, rank, rest, backend))
-        behind = rest.activations - rank.of_one
-        if rank.blocks > 1:  # the first block of the stage is the last to go back: the others have left gradients
-            missing = gradients - rank.block_gradients - (0.0 if rank.has("head") else embedded)
-            ahead = rest.activations - (rank.blocks - 1) * rank.of_block
-            moments.append(_in_a_block(config, rank, rest._replace(gradients=missing, activations=ahead), backend))
-        if rank.has("head"):
-            moments.append(_in_the_loss(rank, rest, logits, graph, matrix))
-        if rank.has("embedding"):
-            made = rest.working + (2 if config.parallel.tensor > 1 else 1) * rank.width + matrix
-            moments.append(rest._replace(gradients=gradients - matrix, activations=behind, working=made))
-        if rank.sizes.item != _FP32:  # each gradient is converted before it is added to its sum
-            made = rest.working + 2 * rank.width + _FP32 * rank.largest
-            moments.append(rest._replace(gradients=gradients, activations=behind, working=made))
+    rest = Moment(rank.kept, (buffers - 1) * graph, buffers * logits, received)
+    moments = [_in_a_block(config, rank, rest, backend)]
+    if rank.has("head"):
+        moments.append(_in_the_loss(rank, rest, logits, graph, matrix))
+    if rank.has("embedding"):
+        made = rest.working + (2 if config.parallel.tensor > 1 else 1) * rank.width + matrix
+        moments.append(rest._replace(activations=rest.activations - rank.of_one, working=made))
     return max(moments, key=sum)
 
 
@@ -180,15 +140,6 @@ def _logits(config: TrainConfig, rank: RankSizes) -> float:
     if not rank.has("head"):
         return 0.0
     return rank.sizes.tokens * config.model.vocab_size / config.parallel.tensor * rank.sizes.item
-
-
-def _copied(config: TrainConfig, parameters: int) -> float:
-    """Bytes of gradients that are copied side by side to be reduced; one tensor that fills a bucket is not copied."""
-    if config.engine.reproducible:
-        return 0.0
-    if config.engine.precision is Precision.BF16:
-        return float(_FP32 * parameters) if parameters <= _BUCKET_NUMBERS else 0.0
-    return float(_FP32 * min(parameters, _BUCKET_NUMBERS))
 
 
 def _softmax_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:

@@ -17,8 +17,8 @@ class Traffic(NamedTuple):
     Attributes:
         tensor: sums over the tensor group, and with ``parallel.sequence`` the two halves that sums are made of.
         pipeline: activations and their gradients to neighbours.
-        data: gradients summed over replicas, and updated weights gathered from them.
-        tie: gradients of the tied matrix between the two ends of the pipeline.
+        data: gradients, of which each replica gets the sum of its share, and updated weights gathered from them.
+        tie: a replica's share of the gradient of the tied matrix, between the two ends of the pipeline.
     """
 
     tensor: float
@@ -73,7 +73,9 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     ranks, last = rank_layers(config), parallel.pipeline - 1
     item = 2 if config.engine.precision is Precision.BF16 else 4
     width, sent = activation_bytes(config), boundary_bytes(config)
-    summed = 8.0 if config.engine.reproducible else 4.0  # bytes of an element of the gradient: int64 or fp32
+    # exact sums are of whole gradients in 64-bit integers; others are scattered, and only shares are added up further
+    exact, replicas = config.engine.reproducible, batch.data_size
+    summed, shares = (8.0, 1) if exact else (4.0, replicas)
     found = []
     for rank, layers in enumerate(ranks):
         sums = sum(
@@ -85,13 +87,15 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
             )
         )
         # of parameters that each tensor rank uses for its positions only, once a step
-        partial = summed * sum(layer.whole for layer in layers) if parallel.sequence else 0.0
+        partial = summed * sum(layer.whole for layer in layers) / shares if parallel.sequence else 0.0
         # cross entropy sums the maximum, the normaliser and the target of each token in fp32
         of_loss = 3 * _FP32 * width / (config.model.hidden_size * item) if layers[-1].role == "head" else 0.0
         parameters = held_parameters(layers, parallel.tensor)
         neighbours = (rank > 0) + (rank < last)
         folded = sum(layer.role in ("embedding", "head") for layer in layers) == 2
-        gathered = (batch.data_size - 1) / batch.data_size * parameters * item if item == 2 else 0.0
+        matrix = config.model.vocab_size * config.model.hidden_size / parallel.tensor
+        over_replicas = ring_bytes(summed * parameters, replicas) / (1 if exact else 2)
+        gathered = ring_bytes(item * parameters, replicas) / 2
         tied = any(layer.role in ("embedding", "head") for layer in layers) and not folded
         found.append(
             Traffic(
@@ -99,10 +103,8 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
                 + ring_bytes(partial, parallel.tensor),
                 # activations to one neighbour, gradients to the other; a rank with two stages does both twice
                 pipeline=batch.microbatches * sent * neighbours * _stages_per_rank(config),
-                data=ring_bytes(summed * parameters, batch.data_size) + gathered,
-                tie=ring_bytes(summed * config.model.vocab_size * config.model.hidden_size / parallel.tensor, 2)
-                if tied
-                else 0.0,
+                data=over_replicas + gathered,
+                tie=ring_bytes(summed * matrix / shares, 2) if tied else 0.0,
             )
         )
     return found

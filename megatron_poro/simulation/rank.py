@@ -167,10 +167,6 @@ def observe_rank(config: TrainConfig, *, assume_neighbours: bool = False) -> Sim
         is_head = tensor.dim() > 1 and tensor.shape[-1] == model.vocab_size // parallel.tensor
         return "head" if is_head else "activations"
 
-    def note_gradient(weight: Tensor) -> None:
-        if weight.grad is not None:
-            live.relabel(weight.grad, "gradients")
-
     with Recording() as recording, LiveBytes(part_of) as live:
         groups = ParallelGroups.create(topology)
         engine = build_engine(config, groups=groups, objective=NextToken, num_sources=1, device=_CPU)
@@ -184,7 +180,6 @@ def observe_rank(config: TrainConfig, *, assume_neighbours: bool = False) -> Sim
             live.relabel(tensor, part)
             if part == "weights":
                 weights.append(tensor)
-                tensor.register_post_accumulate_grad_hook(note_gradient)  # type: ignore[no-untyped-call]
         building = recording.take()
         live.restart()
         result = engine.train_step(

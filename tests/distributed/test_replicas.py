@@ -53,27 +53,22 @@ def _sentences(precision: Precision, layout: tuple[int, int, int], flips: list[F
     return list(everyone[0])
 
 
-def _value(precision: Precision) -> str:
-    return WEIGHT if precision is Precision.BF16 else "master"
-
-
 @pytest.mark.parametrize("precision", list(Precision))
 def test_bit_in_one_of_many_copies_is_found_and_its_process_named(precision: Precision) -> None:
-    kind = _value(precision)
     flips = [
-        (3, "blocks.1.mlp.up.weight", kind),  # half of a matrix: two replicas of two tensor ranks
-        (1, "blocks.0.mlp_norm.weight", kind),  # four copies
-        (2, "final_norm.bias", kind),
+        (3, "blocks.1.mlp.up.weight", WEIGHT),  # half of a matrix: two replicas of two tensor ranks
+        (1, "blocks.0.mlp_norm.weight", WEIGHT),  # four copies
+        (2, "final_norm.bias", WEIGHT),
     ]
     _, norm, bias = _sentences(precision, (2, 1, 2), flips)
-    assert f"{kind} of blocks.0.mlp_norm.weight on rank 1 (" in norm
+    assert f"{WEIGHT} of blocks.0.mlp_norm.weight on rank 1 (" in norm
     assert "differs from rank 0, 2, 3 (along data and tensor)" in norm
     assert "final_norm.bias on rank 2 (" in bias
 
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_bit_in_a_replica_is_found(precision: Precision) -> None:
-    (told,) = _sentences(precision, (1, 1, 4), [(2, "blocks.2.attention.qkv.weight", _value(precision))])
+    (told,) = _sentences(precision, (1, 1, 4), [(2, "blocks.2.attention.qkv.weight", WEIGHT)])
     assert "blocks.2.attention.qkv.weight on rank 2 (" in told
     assert "differs from rank 0, 1, 3 (along data)" in told
 
@@ -88,14 +83,21 @@ def test_bit_in_what_the_optimizer_keeps_of_a_norm_is_found(precision: Precision
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_bit_in_either_end_of_the_tied_embedding_is_found(precision: Precision) -> None:
-    kind = _value(precision)
     for rank in (0, 3):
-        (told,) = _sentences(precision, (1, 4, 1), [(rank, "embedding.weight", kind)])
-        assert f"{kind} of embedding.weight on rank" in told
+        (told,) = _sentences(precision, (1, 4, 1), [(rank, "embedding.weight", WEIGHT)])
+        assert f"{WEIGHT} of embedding.weight on rank" in told
         assert "(along pipeline)" in told
         if precision is Precision.BF16:  # the masters beside it say which of the two is wrong
             assert f"on rank {rank} (" in told
             assert f"differs from rank {3 - rank} " in told
+
+
+@pytest.mark.parametrize("kind", ["master", "exp_avg", "exp_avg_sq"])
+def test_bit_in_what_a_replica_keeps_of_the_tied_embedding_is_found(kind: str) -> None:
+    """Both ends of the tie are cut alike over the replicas, so each replica's two ends keep the same part."""
+    (told,) = _sentences(Precision.BF16, (1, 2, 2), [(3, "embedding.weight", kind)])
+    assert f"{kind} of embedding.weight on rank 1 " in told
+    assert "differ from each other (along pipeline)" in told
 
 
 def test_no_difference_is_seen_where_the_tie_lies_in_one_process() -> None:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from megatron_poro.config.run import EngineKind, PipelineSchedule, Precision, Recompute, TrainConfig
-from megatron_poro.engine import build, step_sums, truth
+from megatron_poro.engine import build, truth
+from megatron_poro.engine.buckets import Bucket
 from megatron_poro.errors import EngineError
 from megatron_poro.models.norms import LayerNorm
 from megatron_poro.parallel.groups import AxisGroup
@@ -178,20 +179,19 @@ def test_bf16_stays_far_below_its_tolerance() -> None:
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_partial_gradients_that_nobody_adds_up_are_seen(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_sums, "add_up_partial_", lambda gradients, group: None)
+    monkeypatch.setattr(Bucket, "complete", lambda bucket: None)
     with pytest.raises(RankFailure, match=rf"{EngineError.__name__}: the gradient of \S*(norm|bias)\S* on rank"):
         worst_of(tiny_config(precision=precision, sequence=True), (2, 1, 1, 2))
 
 
 def test_partial_gradients_that_are_added_up_twice_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    once = step_sums.add_up_partial_
+    once = Bucket.complete
 
-    def twice(gradients, group):  # type: ignore[no-untyped-def]
-        pairs = list(gradients)
-        once(pairs, group)
-        once(pairs, group)
+    def twice(bucket: Bucket) -> None:
+        once(bucket)
+        once(bucket)
 
-    monkeypatch.setattr(step_sums, "add_up_partial_", twice)
+    monkeypatch.setattr(Bucket, "complete", twice)
     with pytest.raises(RankFailure, match="is not that of one process"):
         worst_of(tiny_config(sequence=True), (2, 2, 1, 2))
 

@@ -47,11 +47,18 @@ def prove(config: TrainConfig, topology: Topology, loss_factor: float = 1.0, tie
     before = full_values(engine)
     if loss_factor != 1.0 and groups.is_first_stage:
         # what DeepSpeed up to 0.19.2 did: one stage's gradients are scaled once too often
-        original = engine._gradient_views
-        engine._gradient_views = lambda: [(p, g.mul_(loss_factor)) for p, g in original()]
+        original = engine._sharded.finish_reduction
+
+        def scaled() -> None:
+            original()
+            for _, gradient in engine._sharded.shared_gradients():
+                gradient.mul_(loss_factor)
+
+        engine._sharded.finish_reduction = scaled
     if tied_factor != 1.0:
         # the two ends of the tied embedding do not exchange their gradients
-        engine._deepspeed.module.get_tied_weights_and_groups = lambda: []
+        for bucket in engine._sharded._buckets:
+            bucket.complete = lambda: None
     sentence = prove_gradients(config, engine, groups=groups, objective=NextToken, device=CPU)
     after = full_values(engine)
     assert all(torch.equal(after[name], value) for name, value in before.items()), "the check changed the model"

@@ -187,7 +187,7 @@ GUARDS = (
     Guard(
         name="terms of a gradient over a cut sequence",
         keeps="gradients of which each tensor rank has a term are added up",
-        where="megatron_poro.engine.gradients:add_up_partial_",
+        where="megatron_poro.engine.buckets:Bucket.complete",
         missed_by=(
             "distributed/test_sequence.py::test_gradients_of_all_axes_together_are_those_of_one_process",
             "distributed/test_sequence.py::test_all_copies_of_norms_and_biases_stay_the_same_bits[False-fp32]",

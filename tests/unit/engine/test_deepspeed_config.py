@@ -10,16 +10,13 @@ from megatron_poro.errors import EngineError
 def test_poro_layout() -> None:
     settings = deepspeed_config(precision=Precision.BF16, microbatch_samples=1, microbatches=16, data_size=128)
     assert settings["train_batch_size"] == 2048
-    assert settings["zero_optimization"] == {"stage": 1}
-    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert settings["communication_data_type"] == "fp32"
+    assert settings["zero_optimization"] == {"stage": 0}
     assert settings["bf16"] == {"enabled": True}
     assert settings["pipeline"] == {"pipe_partitioned": False, "grad_partitioned": False}
 
 
-def test_fp32_keeps_no_second_copy() -> None:
+def test_fp32_weights_stay_fp32() -> None:
     settings = deepspeed_config(precision=Precision.FP32, microbatch_samples=1, microbatches=2, data_size=1)
-    assert settings["zero_optimization"] == {"stage": 0}
     assert settings["bf16"] == {"enabled": False}
 
 

@@ -5,13 +5,14 @@ import torch
 
 from megatron_poro.config.run import EngineKind
 from megatron_poro.engine import pipeline_engine
+from megatron_poro.engine.deepspeed_engine import OneForwardOneBackward
 from megatron_poro.parallel.step_clock import Part
 from tests.support.tiny import CPU, make_engine, run_steps, tiny_config
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "dualpipev"])
 def test_every_instruction_of_deepspeed_counts_to_a_part(schedule: str) -> None:
-    engine = pipeline_engine._OneForwardOneBackward
+    engine: type = OneForwardOneBackward
     if schedule == "dualpipev":
         from megatron_poro.engine.dualpipev import DualPipeV
 

@@ -1,0 +1,56 @@
+"""DeepSpeed's pipeline engines, kept from wrapping an optimizer: they run schedules, and gradients are not theirs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.pipe.engine import PipelineEngine as DeepSpeedPipelineEngine
+from torch import nn
+
+from megatron_poro.engine.stages import quiet
+
+OptimizerOf = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+
+
+class OwnOptimizer:
+    """For a DeepSpeed engine: takes the optimizer as it is, for bf16 weights too.
+
+    DeepSpeed's wrappers for bf16 keep each microbatch's gradients beside their sums, and reduce the sums whole.
+    """
+
+    optimizer: torch.optim.Optimizer
+    basic_optimizer: torch.optim.Optimizer
+
+    def _configure_optimizer(self, client_optimizer: OptimizerOf, model_parameters: Sequence[nn.Parameter]) -> None:
+        # the module is on its device, and as everywhere, by now
+        self.optimizer = self.basic_optimizer = client_optimizer(model_parameters)
+
+
+class OneForwardOneBackward(OwnOptimizer, DeepSpeedPipelineEngine):  # type: ignore[misc]
+    """DeepSpeed's 1F1B engine."""
+
+
+def start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerOf, *, dual: bool) -> Any:
+    """Wraps a module in DeepSpeed's engine, as ``deepspeed.initialize`` does for a pipeline, with our subclass.
+
+    Args:
+        module: of :func:`megatron_poro.engine.stages.build_stages`.
+        settings: of :func:`megatron_poro.engine.deepspeed_config.deepspeed_config`.
+        optimizer: makes the optimizer of the module's parameters, once they are where they stay.
+        dual: whether the schedule is DualPipeV.
+    """
+    engine: type[Any] = OneForwardOneBackward
+    if dual:
+        from megatron_poro.engine.dualpipev import DualPipeV  # only newer DeepSpeeds have it
+
+        engine = DualPipeV
+    with quiet():
+        return engine(
+            args=None,
+            model=module,
+            optimizer=optimizer,
+            mpu=module.mpu(),
+            config=settings,
+            config_class=DeepSpeedConfig(settings, module.mpu()),
+        )

@@ -1,0 +1,156 @@
+"""ZeRO-1 of our own: the weights of any number of replicas are those of one process, and gradients leave early.
+
+Buckets are made so small here that a process of the tiny model has many; a run has one for tens of millions of numbers.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from deepspeed.runtime.pipe import schedule
+
+from megatron_poro.config.run import EngineKind, OptimizerConfig, PipelineSchedule, Precision, TrainConfig
+from megatron_poro.engine import buckets, sharded_adamw
+from megatron_poro.engine.optimizer import adamw, parameter_groups, set_learning_rate
+from megatron_poro.engine.pipeline_engine import PipelineEngine
+from megatron_poro.engine.sharded_adamw import ShardedAdamW
+from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
+from megatron_poro.parallel.topology import Topology
+from tests.distributed.test_ladder import assert_same
+from tests.support.ranks import run_ranks
+from tests.support.tiny import Trained, make_engine, run_steps, tiny_config, train
+from tests.unit.engine.test_buckets import parameters
+
+SMALL = 3000
+
+
+@contextmanager
+def small_buckets() -> Iterator[None]:
+    with mock.patch.object(sharded_adamw, "bucket_numbers", return_value=SMALL):
+        yield
+
+
+def trained_in_small_buckets(config: TrainConfig, topology: Topology) -> Trained:
+    with small_buckets():
+        return train(config, topology)
+
+
+@functools.cache
+def control(global_batch: int) -> Trained:
+    return run_ranks(train, tiny_config(kind=EngineKind.LOCAL, global_batch=global_batch), world=1)[0]
+
+
+@pytest.mark.parametrize("data", [1, 2, 3, 4, 5])
+def test_any_number_of_replicas_trains_as_one_process_does(data: int) -> None:
+    """3 and 5 divide no bucket, so there is padding."""
+    config = tiny_config(global_batch=2 * data)
+    found = run_ranks(trained_in_small_buckets, config, Topology(1, 1, data), world=data)[0]
+    assert_same(found, control(2 * data), tolerance=1e-4, weights=5e-4)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("pipeline_schedule", list(PipelineSchedule))
+def test_many_buckets_of_all_axes_train_as_one_process_does(
+    pipeline_schedule: PipelineSchedule, sequence: bool
+) -> None:
+    config = tiny_config(pipeline_schedule=pipeline_schedule, sequence=sequence)
+    found = run_ranks(trained_in_small_buckets, config, Topology(2, 2, 2), world=8)[0]
+    assert_same(found, control(16), tolerance=1e-4, weights=5e-4)
+
+
+def updated(steps: int, numbers: int) -> dict[str, torch.Tensor]:
+    """Parameters after some steps of given gradients, of which each replica has an equal term."""
+    groups = ParallelGroups.create(Topology(data=torch.distributed.get_world_size()))
+    held = parameters((7, 3), (5,), (4, 3), (2,))
+    with mock.patch.object(sharded_adamw, "bucket_numbers", return_value=numbers):
+        sharded = ShardedAdamW(
+            held,
+            OptimizerConfig(),
+            replicas=groups.data,
+            completed_over=lambda _: AxisGroup.single(),
+            passes=lambda _: 2,
+            reproducible=True,
+        )
+    set_learning_rate(sharded.optimizer, 0.1)
+    for step in range(steps):
+        sharded.start_step()
+        for _ in range(2):
+            (sum((step + p.square()).sum() for p in held) / (2 * groups.data.size)).backward()  # type: ignore[union-attr]
+        sharded.finish_reduction()
+        squares = sum(float(g.double().square().sum()) for _, g in sharded.shared_gradients())
+        assert squares > 0.0
+        sharded.update(torch.tensor(100.0))
+    return {p.canonical_name: p.detach().clone() for p in held}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("numbers", [1, 20, 1000])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_update_of_shares_has_the_bits_of_the_update_of_whole_tensors(world: int, numbers: int) -> None:
+    """Replicas whose terms are halves and quarters of one another's sum add up without rounding."""
+    plain = parameters((7, 3), (5,), (4, 3), (2,))
+    config = OptimizerConfig()
+    optimizer = adamw(parameter_groups(plain, config), config, reproducible=True)
+    set_learning_rate(optimizer, 0.1)
+    for _ in range(3):
+        for parameter in plain:
+            parameter.grad = 2 * parameter.detach()
+        torch._foreach_mul_([p.grad for p in plain], (config.clip_norm / (torch.tensor(100.0) + 1e-6)).clamp(max=1.0))
+        optimizer.step()
+    for found in run_ranks(updated, 3, numbers, world=world):
+        for parameter in plain:
+            name = parameter.canonical_name  # type: ignore[attr-defined]
+            assert torch.equal(found[name], parameter.detach()), name
+
+
+def noted(config: TrainConfig, topology: Topology) -> list[str]:
+    """What happens in the second step, in its order: backward passes, messages with gradients, the reduction's end."""
+    with small_buckets():
+        engine = make_engine(config, topology)
+    assert isinstance(engine, PipelineEngine)
+    events: list[str] = []
+    start = buckets.start_reduce_scatter
+
+    def note(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            events.append(f"begin {name}")
+            result = function(*arguments, **options)
+            assert all(parameter.grad is None for parameter in engine._parameters), "a gradient is left"
+            events.append(f"end {name}")
+            return result
+
+        return run
+
+    def send(*arguments: Any) -> Any:
+        events.append("send")
+        return start(*arguments)
+
+    instructions = engine._deepspeed._INSTRUCTION_MAP
+    instructions[schedule.BackwardPass] = note("backward", instructions[schedule.BackwardPass])
+    instructions[schedule.ReduceGrads] = note("reduce", instructions[schedule.ReduceGrads])
+    run_steps(engine, config, range(1))
+    events.clear()
+    with mock.patch.object(buckets, "start_reduce_scatter", send):
+        run_steps(engine, config, range(1, 2))
+    return events
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("pipeline_schedule", list(PipelineSchedule))
+def test_gradients_leave_in_the_last_backward_pass_and_none_stays_beside_its_sum(
+    pipeline_schedule: PipelineSchedule, precision: Precision
+) -> None:
+    """DualPipeV goes on with one of a process's two stages when the other one has sent its gradients."""
+    config = tiny_config(pipeline_schedule=pipeline_schedule, precision=precision)
+    dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
+    passes = 16 if dual else 8
+    for events in run_ranks(noted, config, Topology(1, 2, 2), world=4):
+        assert events.count("end backward") == passes
+        sends = [position for position, event in enumerate(events) if event == "send"]
+        assert len(sends) > 3
+        over = events[: sends[0]].count("end backward")
+        assert over <= passes - 2 if dual else over == passes - 1
+        assert sends[-1] < len(events) - 1 - events[::-1].index("end backward"), "the last one beside a pass too"
