@@ -6,7 +6,7 @@ after every term. Here nothing that is added up depends on order or grouping: gr
 which is correctly rounded. The gradient that flows into a microbatch's backward pass is a power of two that follows
 from the loss tokens of the step alone; what is missing to the mean is multiplied in once, at the end.
 
-Takes 8 bytes per parameter, and an all-reduce of as much in place of DeepSpeed's of 4.
+Takes 8 bytes per parameter beside the 4 of the sums, and an all-reduce of them in place of a reduce-scatter of those.
 """
 
 import math
