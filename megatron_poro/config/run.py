@@ -64,6 +64,7 @@ class AttentionBackend(str, Enum):
     EAGER = "eager"
     SDPA = "sdpa"
     FLASH = "flash"
+    TILED = "tiled"
     FLEX = "flex"
 
 
@@ -164,7 +165,8 @@ class EngineConfig:
 
     attention: AttentionBackend = AttentionBackend.AUTO
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
-    tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; flex needs a GPU."""
+    tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; tiled leaves out what the mask hides
+    and is for engine.compile on a CPU; flex needs a GPU."""
 
     compile: bool = False
     """Compile blocks with torch.compile: faster steps after a first one that takes some ten seconds longer. Needs a C++

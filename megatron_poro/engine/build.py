@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -21,20 +20,18 @@ from megatron_poro.engine.compiler import require_compiler
 from megatron_poro.engine.deepspeed_config import require_deepspeed
 from megatron_poro.engine.engine import Engine
 from megatron_poro.engine.local import LocalEngine
-from megatron_poro.engine.objective import Objective
+from megatron_poro.engine.objective import ObjectiveFactory
 from megatron_poro.errors import ConfigError
 from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.count import count_parameters
 from megatron_poro.models.families import family
 from megatron_poro.models.plan import split_weights
-from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
+from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
 
 TRUTH_CHECK_PARAMETERS = 50_000_000
 """Up to this size ``engine.truth_check=auto`` compares the gradients of the model itself."""
-
-ObjectiveFactory = Callable[[AxisGroup], Objective]
 
 
 def build_engine(
@@ -50,7 +47,7 @@ def build_engine(
     Args:
         config: the run.
         groups: the process grid.
-        objective: makes the objective for a tensor group.
+        objective: makes the objective.
         num_sources: sources of the training or validation mixture, whichever has more.
         device: where this process computes.
 
@@ -67,14 +64,8 @@ def build_engine(
         tensor_rank=groups.tensor.rank,
         microbatch_samples=config.engine.microbatch_samples,
     )
-    backend = choose_backend(
-        in_fixed_order(config.engine.attention, device) if config.engine.reproducible else config.engine.attention,
-        device=device,
-        length=config.data.sequence_length,
-        dropout=config.model.attention_dropout,
-    )
     options = BlockOptions(
-        backend=backend,
+        backend=attention_kernel(config, device),
         recompute=config.engine.recompute,
         clock=clock,
         sequence=config.parallel.sequence,
@@ -85,7 +76,7 @@ def build_engine(
     if config.engine.kind is EngineKind.LOCAL:
         return LocalEngine(
             plan,
-            objective=objective(groups.tensor),
+            objective=objective(groups.tensor, config.engine.compile),
             optimizer=config.optimizer,
             clock=clock,
             seed=config.run.seed,
@@ -105,7 +96,7 @@ def build_engine(
         plan,
         groups=groups,
         stage_weights=split_weights(plan, by_cost=config.parallel.stage_split is StageSplit.COST),
-        objective=objective(groups.tensor),
+        objective=objective(groups.tensor, config.engine.compile),
         optimizer=config.optimizer,
         clock=clock,
         seed=config.run.seed,
@@ -145,6 +136,23 @@ def prove_gradients(
         engine = small
     worst = compare_gradients(checked, engine, objective=objective, device=device)
     return f"gradient truth check: {subject} at {groups.topology} agrees with one process, worst {worst}"
+
+
+def attention_kernel(config: TrainConfig, device: torch.device) -> AttentionBackend:
+    """The kernel that computes a run's attention on a device.
+
+    Raises:
+        ConfigError: for one that cannot run there.
+    """
+    wanted = config.engine.attention
+    return choose_backend(
+        in_fixed_order(wanted, device) if config.engine.reproducible else wanted,
+        device=device,
+        length=config.data.sequence_length,
+        dropout=config.model.attention_dropout,
+        compiled=config.engine.compile,
+        dtype=weight_dtype(config.engine.precision),
+    )
 
 
 def in_fixed_order(wanted: AttentionBackend, device: torch.device) -> AttentionBackend:

@@ -21,8 +21,9 @@ def sum_of_squares(gradients: Iterable[Tensor], device: torch.device) -> Tensor:
 def clip_(gradients: Iterable[Tensor], *, norm: Tensor, clip_norm: float) -> None:
     """Scales gradients in place so that a global norm above ``clip_norm`` becomes ``clip_norm``; 0 switches it off."""
     if clip_norm > 0.0:
-        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(list(gradients), factor)
+        factor = clip_norm / (norm + 1e-6)
+        if float(factor) < 1.0:  # known to the host already: the step was decided by this norm
+            torch._foreach_mul_(list(gradients), factor)
 
 
 def may_step(gate: StepGate, *, loss: Tensor, grad_norm: Tensor, world: World) -> bool:

@@ -77,6 +77,7 @@ class LocalEngine:
         self._parameters = dict(self.model.named_parameters())
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
         self._gradients = {name: torch.zeros_like(master) for name, master in self._masters.items()}
+        self._is_summed: set[str] = set()  # names whose gradient holds something of this step
         for name, master in self._masters.items():
             master.grad = self._gradients[name]
         self._optimizer = adamw(
@@ -128,12 +129,12 @@ class LocalEngine:
                 set_learning_rate(self._optimizer, learning_rate)
                 self._optimizer.step()
                 self._refresh_weights()
-            self._zero_gradients()
         return StepResult(*totals, taken)
 
     def accumulate(self, microbatches: Sequence[Batch]) -> None:
         """Forward and backward of a step's microbatches; leaves the mean gradient in fp32."""
         self.model.train()
+        self._is_summed.clear()
         inputs = [self._objective.split(batch) for batch in microbatches]
         self._sums.start_step([self._objective.weight(targets) for _, targets in inputs])
         for tokens, targets in inputs:
@@ -142,12 +143,22 @@ class LocalEngine:
             with self.groups.clock.running(Part.COMPUTE):
                 parts = self._objective.loss(self.model(loaded), here)
                 self._sums.add_losses(parts, here).backward()  # type: ignore[no-untyped-call]
-                for name, parameter in self._parameters.items():
-                    if parameter.grad is not None:
-                        self._gradients[name] += parameter.grad
-                        parameter.grad = None
+                self._add_gradients()
+        for name in self._gradients.keys() - self._is_summed:
+            self._gradients[name].zero_()
         with self.groups.clock.running(Part.DATA):
             self._sums.reduce_gradients(self._with_gradients())
+
+    def _add_gradients(self) -> None:
+        """Adds what autograd has left to the fp32 sums, and lets go of it."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                if name in self._is_summed:
+                    self._gradients[name] += parameter.grad
+                else:
+                    self._gradients[name].copy_(parameter.grad)
+                    self._is_summed.add(name)
+                parameter.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
         """The fp32 gradients left by :meth:`accumulate`, by canonical name; views of the engine's buffers."""
@@ -190,9 +201,6 @@ class LocalEngine:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._masters[name])
-
-    def _zero_gradients(self) -> None:
-        torch._foreach_zero_(list(self._gradients.values()))
 
 
 def _always(parameter: nn.Parameter) -> bool:

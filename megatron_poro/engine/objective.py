@@ -1,10 +1,12 @@
 """What a training step minimises: the seam between engines and objectives (next token, SFT, DPO)."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from megatron_poro.data.batch import Batch
+from megatron_poro.parallel.groups import AxisGroup
 
 
 class Targets(NamedTuple):
@@ -50,3 +52,7 @@ class Objective(Protocol):
     def loss(self, logits: Tensor, targets: Targets) -> LossParts:
         """Loss of logits ``[b, s, v/tp]`` against targets."""
         ...
+
+
+ObjectiveFactory = Callable[[AxisGroup, bool], Objective]
+"""Makes an objective for a tensor group; the second argument says whether it may compile its loss."""

@@ -6,7 +6,7 @@ a comparison like this one sees it. Rank 0 computes the whole batch with
 slice. The fixed batch has an uneven loss mask, so a mean over microbatches instead of tokens shows too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from megatron_poro.config.run import Precision, TrainConfig
 from megatron_poro.data.batch import Batch
 from megatron_poro.engine.local import LocalEngine
-from megatron_poro.engine.objective import Objective
+from megatron_poro.engine.objective import ObjectiveFactory
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.errors import EngineError
 from megatron_poro.models.attention import choose_backend
@@ -53,14 +53,14 @@ class Difference(NamedTuple):
 
 
 def compare_gradients(
-    config: TrainConfig, engine: PipelineEngine, *, objective: Callable[[AxisGroup], Objective], device: torch.device
+    config: TrainConfig, engine: PipelineEngine, *, objective: ObjectiveFactory, device: torch.device
 ) -> Difference:
     """Compares the gradients of a fixed batch with one process's. A collective call; changes no weight.
 
     Args:
         config: the run; its initial weights must still be in the engine.
         engine: the engine of this layout.
-        objective: makes the objective for a tensor group.
+        objective: makes the objective.
         device: where this process computes.
 
     Returns:
@@ -107,9 +107,7 @@ def fixed_batch(config: TrainConfig, groups: ParallelGroups) -> list[Batch]:
     return microbatches
 
 
-def _true_gradients(
-    config: TrainConfig, objective: Callable[[AxisGroup], Objective], device: torch.device
-) -> dict[str, Tensor]:
+def _true_gradients(config: TrainConfig, objective: ObjectiveFactory, device: torch.device) -> dict[str, Tensor]:
     """The gradients of the whole fixed batch in this process, by canonical name; fp32 on ``device``."""
     clock = DropoutClock(enabled=False)
     backend = choose_backend(
@@ -122,7 +120,7 @@ def _true_gradients(
     single = AxisGroup.single()
     local = LocalEngine(
         family(config.model.family).plan(config.model, group=single, options=options),
-        objective=objective(single),
+        objective=objective(single, False),
         optimizer=config.optimizer,
         clock=clock,
         seed=config.run.seed,

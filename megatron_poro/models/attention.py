@@ -2,8 +2,9 @@
 
 ``eager`` is the reference: scores, bias, mask and softmax in fp32, as the formula reads. ``sdpa`` hands a bias tensor
 to PyTorch's fused kernels. ``flash`` needs no bias tensor: queries get columns of ones and keys their bias, so that any
-causal kernel adds it by itself and skips what the mask hides. ``flex`` computes the bias inside a compiled kernel;
-torch 2.13 has no CPU backward for it, so it needs a GPU.
+causal kernel adds it by itself and skips what the mask hides. ``tiled`` is the eager formula without what the mask
+hides, for compiled code on a CPU (:mod:`~megatron_poro.models.tiled_attention`). ``flex`` computes the bias inside a
+compiled kernel; torch 2.13 has no CPU backward for it, so it needs a GPU.
 """
 
 import functools
@@ -18,16 +19,26 @@ from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend
 from megatron_poro.errors import ConfigError
 from megatron_poro.models.alibi import Alibi
+from megatron_poro.models.tiled_attention import tiled_attention
 from megatron_poro.parallel.rng import DropoutKey, dropout
 
 EAGER_LENGTH_LIMIT = 512
-"""On a CPU eager attention is faster up to this length and flash above it (``python -m benchmarks.attention``)."""
+"""On a CPU eager attention is faster up to this length and flash above it (``python -m benchmarks.attention``);
+compiled code takes ``tiled`` for ``eager``, and in bf16 at any length."""
 
 _EXTRA_COLUMNS = 8
 """Head dimensions that ``flash`` adds: three are used, and kernels want a multiple of eight."""
 
 
-def choose_backend(wanted: AttentionBackend, *, device: torch.device, length: int, dropout: float) -> AttentionBackend:
+def choose_backend(
+    wanted: AttentionBackend,
+    *,
+    device: torch.device,
+    length: int,
+    dropout: float,
+    compiled: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> AttentionBackend:
     """The kernel that will run.
 
     Args:
@@ -35,15 +46,22 @@ def choose_backend(wanted: AttentionBackend, *, device: torch.device, length: in
         device: where the model runs.
         length: tokens per sample.
         dropout: probability of dropping an attention weight.
+        compiled: ``engine.compile``.
+        dtype: format of queries, keys and values.
 
     Raises:
         ConfigError: for ``flex`` without a GPU, or a fused kernel with attention dropout (its mask could not be
             reproduced at another layout or in recomputation).
     """
     if wanted is AttentionBackend.AUTO:
-        if dropout > 0.0 or (device.type == "cpu" and length <= EAGER_LENGTH_LIMIT):
+        if dropout > 0.0:
             return AttentionBackend.EAGER
-        return AttentionBackend.FLASH
+        if device.type != "cpu":
+            return AttentionBackend.FLASH
+        short = length <= EAGER_LENGTH_LIMIT
+        if compiled and (short or dtype is torch.bfloat16):
+            return AttentionBackend.TILED
+        return AttentionBackend.EAGER if short else AttentionBackend.FLASH
     if wanted is AttentionBackend.FLEX and device.type == "cpu":
         raise ConfigError("engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa or auto.")
     if wanted is not AttentionBackend.EAGER and dropout > 0.0:
@@ -76,6 +94,9 @@ def attention(
         return _sdpa(query, key, value, alibi)
     if backend is AttentionBackend.FLASH:
         return _flash(query, key, value, alibi)
+    if backend is AttentionBackend.TILED:
+        slopes = alibi.slopes.to(query.device)
+        return tiled_attention(query, key, value, slopes, historic=alibi.form is AlibiForm.HISTORIC_BF16)
     if backend is AttentionBackend.FLEX:
         return _flex(query, key, value, alibi)
     raise ConfigError(f"engine.attention={backend.value} is not a kernel; choose_backend() turns auto into one.")

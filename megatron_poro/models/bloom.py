@@ -9,6 +9,7 @@ Source: BLOOM, arXiv:2211.05100; block as in Megatron-DeepSpeed and transformers
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import AttentionBackend, Recompute
+from megatron_poro.models.activations import gelu_by_sigmoid
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.models.attention import attention
-from megatron_poro.models.compiling import compiled
 from megatron_poro.models.norms import LayerNorm
 from megatron_poro.models.plan import LayerEntry, LayerPlan
+from megatron_poro.parallel.compiling import compiled
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from megatron_poro.parallel.rng import DropoutClock, DropoutKey, dropout
@@ -155,14 +157,15 @@ class BloomAttention(nn.Module):
 class BloomMLP(nn.Module):
     """Feed-forward layer with tanh GELU, four times as wide; ``[b, s, h]`` -> ``[b, s, h]``."""
 
-    def __init__(self, *, model: BloomConfig, group: AxisGroup, sequence: bool = False) -> None:
+    def __init__(self, *, model: BloomConfig, group: AxisGroup, options: BlockOptions) -> None:
         super().__init__()
-        width = model.hidden_size
+        width, sequence = model.hidden_size, options.sequence
+        self.gelu = gelu_by_sigmoid if options.compiled else partial(F.gelu, approximate="tanh")
         self.up = ColumnParallelLinear(width, 4 * width, group=group, init_std=model.init_std, sequence=sequence)
         self.down = RowParallelLinear(4 * width, width, group=group, init_std=_output_std(model), sequence=sequence)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(hidden), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.down(self.gelu(self.up(hidden)))  # type: ignore[no-any-return]
 
 
 class BloomBlock(nn.Module):
@@ -181,7 +184,7 @@ class BloomBlock(nn.Module):
         self.attention_norm = LayerNorm(model.hidden_size, epsilon=model.layer_norm_epsilon, stream=self.stream)
         self.attention = BloomAttention(model=model, group=group, alibi=alibi, options=options)
         self.mlp_norm = LayerNorm(model.hidden_size, epsilon=model.layer_norm_epsilon, stream=self.stream)
-        self.mlp = BloomMLP(model=model, group=group, sequence=options.sequence)
+        self.mlp = BloomMLP(model=model, group=group, options=options)
 
     def forward(self, hidden: Tensor) -> Tensor:
         key = self.options.clock.next_key(self.name) if self.training and self.draws_masks else None

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.collectives import all_reduce, reduce_from_group
+from megatron_poro.parallel.compiling import compiled
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.linear import linear_of_whole_input
 from megatron_poro.parallel.sequence import linear_of_cut_sequence, reduce_to_cut_sequence
@@ -71,48 +72,78 @@ def vocab_parallel_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Te
     return linear_of_whole_input(hidden, tied_use(embedding.weight), None, embedding.group)
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGroup) -> Tensor:
+def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGroup, *, compiles: bool = False) -> Tensor:
     """Cross entropy of each position, in fp32, without gathering the vocabulary.
 
     Called by every rank of the tensor group; the result is the same on all of them. The backward pass writes the
     gradient over the logits, if they were computed: use them for nothing else afterwards. Beside them only a chunk of
-    rows is ever held in fp32.
+    rows is ever held in fp32, or with ``compiles`` none: compiled code has its fp32 numbers in registers.
 
     Shapes:
         logits ``[b, s, v/tp]`` (any float format), labels int64 ``[b, s]`` -> fp32 ``[b, s]``.
     """
-    loss: Tensor = _CrossEntropy.apply(logits, labels, group)  # type: ignore[no-untyped-call]
+    loss: Tensor = _CrossEntropy.apply(logits, labels, group, compiles)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, group: AxisGroup) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, group: AxisGroup, compiles: bool) -> Tensor:
         local, elsewhere = _local_ids(labels, logits.shape[-1], group)
         flat = logits.detach().flatten(0, -2)  # [b*s, v/tp]
-        normalizer = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
-        for rows, scratch in _chunks(flat):
-            highest = scratch.amax(dim=-1)  # so that exp cannot overflow
-            summed = scratch.sub_(highest.unsqueeze(-1)).exp_().sum(dim=-1)
-            torch.add(highest, summed.log_(), out=normalizer[rows])
+        normalizer = compiled(_log_sum_exp)(flat) if compiles else _log_sum_exp_by_chunks(flat)
         normalizer = _over_group(normalizer, group).view(labels.shape)
         target = logits.gather(-1, local.unsqueeze(-1)).squeeze(-1).float().masked_fill(elsewhere, 0.0)
-        ctx.save_for_backward(logits, local, elsewhere, normalizer)
-        return normalizer - all_reduce(target, group)  # [b, s]
+        target = all_reduce(target, group)
+        ctx.save_for_backward(logits, local, elsewhere, normalizer, target)
+        ctx.compiles = compiles
+        return normalizer - target  # [b, s]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        logits, local, elsewhere, normalizer = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, local, elsewhere, normalizer, target = ctx.saved_tensors
         # the logits' gradient is written over the logits: nobody needs them any longer, and no second buffer is needed
         gradient = logits.detach() if not logits.is_leaf else logits.detach().clone()
-        flat, hits = gradient.flatten(0, -2), (~elsewhere).float().flatten().unsqueeze(-1)
-        local, normalizer = local.flatten().unsqueeze(-1), normalizer.flatten().unsqueeze(-1)
-        scale = gradients[0].flatten().unsqueeze(-1)
-        for rows, scratch in _chunks(flat):
-            scratch.sub_(normalizer[rows]).exp_()  # softmax
-            scratch.scatter_add_(-1, local[rows], -hits[rows])  # minus one-hot
-            flat[rows] = scratch.mul_(scale[rows])
-        return gradient, None, None
+        flat, scale = gradient.flatten(0, -2), gradients[0].flatten().unsqueeze(-1)
+        scaled_softmax_ = compiled(_scaled_softmax_) if ctx.compiles else _scaled_softmax_by_chunks_
+        scaled_softmax_(flat, normalizer.flatten().unsqueeze(-1), scale)
+        # softmax minus one-hot, where the label is here
+        of_target = torch.expm1(target - normalizer).flatten().unsqueeze(-1) * scale
+        local, here = local.flatten().unsqueeze(-1), (~elsewhere).flatten().unsqueeze(-1)
+        flat.scatter_(-1, local, torch.where(here, of_target.to(flat.dtype), flat.gather(-1, local)))
+        return gradient, None, None, None
+
+
+def _log_sum_exp(flat: Tensor) -> Tensor:
+    """Logarithm of each row's sum of exponentials, for compiled code; ``[rows, v/tp]`` -> fp32 ``[rows]``."""
+    wide = flat.float()
+    highest = wide.amax(dim=-1)
+    return highest + (wide - highest.unsqueeze(-1)).exp().sum(dim=-1).log()
+
+
+def _log_sum_exp_by_chunks(flat: Tensor) -> Tensor:
+    """:func:`_log_sum_exp` with a chunk of rows in fp32 at a time."""
+    normalizer = torch.empty(len(flat), dtype=torch.float32, device=flat.device)
+    for rows, scratch in _chunks(flat):
+        highest = scratch.amax(dim=-1)  # so that exp cannot overflow
+        summed = scratch.sub_(highest.unsqueeze(-1)).exp_().sum(dim=-1)
+        torch.add(highest, summed.log_(), out=normalizer[rows])
+    return normalizer
+
+
+def _scaled_softmax_(flat: Tensor, normalizer: Tensor, scale: Tensor) -> None:
+    """Writes each row's softmax times its scale over its logits, for compiled code.
+
+    Shapes:
+        flat ``[rows, v/tp]``, normalizer and scale fp32 ``[rows, 1]``.
+    """
+    flat.copy_((flat.float() - normalizer).exp() * scale)
+
+
+def _scaled_softmax_by_chunks_(flat: Tensor, normalizer: Tensor, scale: Tensor) -> None:
+    """:func:`_scaled_softmax_` with a chunk of rows in fp32 at a time."""
+    for rows, scratch in _chunks(flat):
+        flat[rows] = scratch.sub_(normalizer[rows]).exp_().mul_(scale[rows])
 
 
 def _chunks(flat: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
+from megatron_poro.models.tiles import pairs_in_tiles
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
 from megatron_poro.planning.moments import RankSizes, worst_moment
 from megatron_poro.planning.pipeline import most_kept, work_order
@@ -108,13 +109,17 @@ class TensorSizes:
             # values in fp32 that need no copy keep the product that queries and keys came in too
             whole = 2 * h / t if self.item == _FP32 and self.tokens == self.length else 0.0
             return self.tokens * (3 * h / t + whole + n * self.length) * _FP32
+        if backend is AttentionBackend.TILED:
+            # queries, keys, values, attended; the weights of what tiles hold, and their sums in fp32
+            pairs = pairs_in_tiles(self.length) / self.length
+            return self.tokens * (4 * h / t * self.item + n * (pairs * self.item + _FP32))
         # queries, keys, values; the weights of every pair; with dropout which of them to keep, and what is kept
         used = 1 + self.item if self.drops_weights else 0
         return self.tokens * (3 * h / t * self.item + n * self.length * (self.item + used))
 
     def constants(self, backend: AttentionBackend, alibi: AlibiForm) -> float:
         """Bytes of what all blocks of a process share: the bias, and which pairs are hidden."""
-        if backend is AttentionBackend.FLASH:
+        if backend in (AttentionBackend.FLASH, AttentionBackend.TILED):
             return 0.0
         rows = 1 if alibi is AlibiForm.HISTORIC_BF16 else self.length  # by position the bias is that of every query
         # a bias for each query holds what is hidden; fused kernels are given a masked copy

@@ -16,7 +16,8 @@ from megatron_poro.config.run import TrainConfig
 from megatron_poro.data.loading import BatchLoader
 from megatron_poro.data.mixture import Mixture, build_mixture
 from megatron_poro.data.sampler import Sampler
-from megatron_poro.engine.build import ObjectiveFactory, build_engine, prove_gradients
+from megatron_poro.engine.build import attention_kernel, build_engine, prove_gradients
+from megatron_poro.engine.objective import ObjectiveFactory
 from megatron_poro.errors import CheckpointError, ConfigError
 from megatron_poro.logs import get_logger
 from megatron_poro.metrics.memory import peak_memory_probe
@@ -55,7 +56,7 @@ def build_run(
     Args:
         config: what ``config.validate`` accepts for this number of processes.
         processes: the processes of the run, joined.
-        objective: makes the objective for a tensor group.
+        objective: makes the objective.
         stop: notes requests to stop.
         wandb_mode: ``online``, ``offline`` or ``disabled``; only looked at with ``metrics.wandb``.
 
@@ -108,6 +109,7 @@ def _build(
     # the model, proven to learn what one process would
     num_sources = max(len(config.data.train), len(config.data.validation))
     engine = build_engine(config, groups=groups, objective=objective, num_sources=num_sources, device=processes.device)
+    logger.info(f"attention kernel: {attention_kernel(config, processes.device).value} on {processes.device.type}")
     logger.info(prove_gradients(config, engine, groups=groups, objective=objective, device=processes.device))
 
     _leave_if_stopping(control)

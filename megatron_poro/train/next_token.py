@@ -16,10 +16,11 @@ class NextToken:
 
     Args:
         group: tensor group over which the logits' vocabulary is cut.
+        compiles: whether the loss is compiled, as ``engine.compile`` has it.
     """
 
-    def __init__(self, group: AxisGroup) -> None:
-        self._group = group
+    def __init__(self, group: AxisGroup, compiles: bool = False) -> None:
+        self._group, self._compiles = group, compiles
 
     def split(self, batch: Batch) -> tuple[Tensor, Targets]:
         """Tokens ``[b, s]`` for the model; labels, mask and sources for the loss."""
@@ -31,6 +32,7 @@ class NextToken:
 
     def loss(self, logits: Tensor, targets: Targets) -> LossParts:
         """Sum of the masked cross entropies of logits ``[b, s, v/tp]``; called by every rank of the tensor group."""
-        losses = vocab_parallel_cross_entropy(logits, targets.labels, self._group) * targets.loss_mask  # [b, s]
+        losses = vocab_parallel_cross_entropy(logits, targets.labels, self._group, compiles=self._compiles)
+        losses = losses * targets.loss_mask  # [b, s]
         per_sample = losses.sum(dim=-1)  # [b]
         return LossParts(loss_sum=per_sample.sum(), sample_loss_sums=per_sample.detach())

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from megatron_poro.config.run import EngineKind, Precision
 from megatron_poro.engine.engine import Fragment, FragmentKind
+from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.optimizer import parameter_groups
 from megatron_poro.models.causal_lm import whole_model
 from megatron_poro.parallel.groups import ParallelGroups
@@ -47,6 +48,17 @@ def test_a_step_is_token_mean_then_clip_then_adamw() -> None:
     found = full_values(engine)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(found[f"master.{name}"], parameter.detach(), atol=1e-4, rtol=0)
+
+
+def test_nothing_of_the_last_step_is_left_where_a_step_gives_no_gradient() -> None:
+    engine = make_engine(CONFIG)
+    assert isinstance(engine, LocalEngine)
+    name = "blocks.1.mlp.up.bias"
+    engine.accumulate(microbatches(CONFIG, 0, SINGLE))
+    assert engine.gradients()[name].any()
+    engine.model.get_parameter(name).requires_grad_(False)
+    engine.accumulate(microbatches(CONFIG, 1, SINGLE))
+    assert not engine.gradients()[name].any()
 
 
 def test_norms_and_biases_are_not_decayed_and_the_embedding_is() -> None:

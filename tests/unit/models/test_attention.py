@@ -11,6 +11,7 @@ from megatron_poro.config.run import AttentionBackend
 from megatron_poro.errors import ConfigError
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.models.attention import attention, choose_backend
+from megatron_poro.models.tiles import MOST_TILES, SMALLEST_TILE, pairs_in_tiles, tile_bounds
 from megatron_poro.parallel.groups import AxisGroup
 
 CPU = torch.device("cpu")
@@ -26,13 +27,13 @@ def run(backend: AttentionBackend, form: AlibiForm, dtype: torch.dtype = torch.f
 
 
 @pytest.mark.parametrize("form", list(AlibiForm))
-@pytest.mark.parametrize("backend", [AttentionBackend.SDPA, AttentionBackend.FLASH])
+@pytest.mark.parametrize("backend", [AttentionBackend.SDPA, AttentionBackend.FLASH, AttentionBackend.TILED])
 def test_fused_kernels_equal_eager(backend: AttentionBackend, form: AlibiForm) -> None:
     for found, expected in zip(run(backend, form), run(AttentionBackend.EAGER, form), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", [AttentionBackend.SDPA, AttentionBackend.FLASH])
+@pytest.mark.parametrize("backend", [AttentionBackend.SDPA, AttentionBackend.FLASH, AttentionBackend.TILED])
 def test_bf16_kernels_are_near_the_fp32_reference(backend: AttentionBackend) -> None:
     found = run(backend, AlibiForm.DISTANCE, torch.bfloat16)[0].float()
     torch.testing.assert_close(found, run(AttentionBackend.EAGER, AlibiForm.DISTANCE)[0], atol=0.05, rtol=0.05)
@@ -62,9 +63,12 @@ def test_gradients_of_rounded_weights_are_as_near_fp64_as_those_of_weights_in_fp
     assert ours.mean().sqrt() < 1.1 * control
 
 
+@pytest.mark.parametrize("backend", [AttentionBackend.FLASH, AttentionBackend.TILED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", list(AlibiForm))
-def test_flash_is_as_exact_as_eager_at_poros_length_and_head_size(form: AlibiForm, dtype: torch.dtype) -> None:
+def test_flash_is_as_exact_as_eager_at_poros_length_and_head_size(
+    form: AlibiForm, dtype: torch.dtype, backend: AttentionBackend
+) -> None:
     """Both against fp64; steep slopes far from the diagonal are where a rounded bias would show."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 8, 2048, 128, generator=generator).to(dtype) for _ in range(3))
@@ -74,11 +78,11 @@ def test_flash_is_as_exact_as_eager_at_poros_length_and_head_size(form: AlibiFor
     scores = query.double() @ key.double().transpose(-1, -2) / math.sqrt(128) + bias
     truth = scores.softmax(dim=-1) @ value.double()
     error = {
-        backend: (attention(query, key, value, alibi, backend=backend).double() - truth).abs().max().item()
-        for backend in (AttentionBackend.EAGER, AttentionBackend.FLASH)
+        kernel: (attention(query, key, value, alibi, backend=kernel).double() - truth).abs().max().item()
+        for kernel in (AttentionBackend.EAGER, backend)
     }
     limit = {torch.float32: 1e-4, torch.bfloat16: 0.02}[dtype]
-    assert error[AttentionBackend.FLASH] < max(limit, 1.5 * error[AttentionBackend.EAGER])
+    assert error[backend] < max(limit, 1.5 * error[AttentionBackend.EAGER])
 
 
 def test_flex_forward_equals_eager_where_it_runs() -> None:
@@ -96,10 +100,31 @@ def test_flex_forward_equals_eager_where_it_runs() -> None:
     torch.testing.assert_close(flex_attention(query, key, value, score_mod=biased), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("form", list(AlibiForm))
+def test_tiles_equal_eager_over_the_edges_of_tiles_forward_and_backward(form: AlibiForm) -> None:
+    length = 2 * SMALLEST_TILE + 3
+    assert [last for _, last in tile_bounds(length)] == [SMALLEST_TILE, 2 * SMALLEST_TILE, length]
+    generator = torch.Generator().manual_seed(2)
+    inputs = [torch.randn(2, 3, length, 8, generator=generator) for _ in range(3)]
+    alibi = Alibi(3, form=form, group=AxisGroup.single())
+    found = {}
+    for backend in (AttentionBackend.EAGER, AttentionBackend.TILED):
+        own = [tensor.clone().requires_grad_() for tensor in inputs]
+        result = attention(*own, alibi, backend=backend)
+        found[backend] = [result, *torch.autograd.grad(result.sin().sum(), own)]
+    for eager, tiled in zip(found[AttentionBackend.EAGER], found[AttentionBackend.TILED], strict=True):
+        torch.testing.assert_close(tiled, eager, atol=1e-5, rtol=1e-4)
+
+
+def test_a_long_sequence_has_as_many_tiles_as_are_worth_their_code_and_half_of_its_pairs_are_left_out() -> None:
+    assert len(tile_bounds(2048)) == len(tile_bounds(100_001)) == MOST_TILES
+    assert pairs_in_tiles(2048) / 2048**2 == 0.625
+
+
 def test_no_token_sees_the_future() -> None:
     query = torch.randn(1, 2, 6, 4)
     alibi = Alibi(2, form=AlibiForm.DISTANCE, group=AxisGroup.single())
-    for backend in (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH):
+    for backend in (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH, AttentionBackend.TILED):
         before = attention(query, query, query, alibi, backend=backend)
         changed = query.clone()
         changed[:, :, 4:] += 1.0
@@ -112,6 +137,11 @@ def test_auto_takes_what_was_measured_faster_and_dropout_needs_eager() -> None:
     auto = AttentionBackend.AUTO
     assert choose_backend(auto, device=CPU, length=512, dropout=0.0) is AttentionBackend.EAGER
     assert choose_backend(auto, device=CPU, length=513, dropout=0.0) is AttentionBackend.FLASH
+    compiled = partial(choose_backend, auto, device=CPU, dropout=0.0, compiled=True)
+    assert compiled(length=2048, dtype=torch.bfloat16) is AttentionBackend.TILED
+    assert compiled(length=512, dtype=torch.float32) is AttentionBackend.TILED
+    assert compiled(length=513, dtype=torch.float32) is AttentionBackend.FLASH
+    assert choose_backend(auto, device=CPU, length=512, dropout=0.1, compiled=True) is AttentionBackend.EAGER
     assert choose_backend(auto, device=torch.device("cuda"), length=2048, dropout=0.1) is AttentionBackend.EAGER
 
 

@@ -9,6 +9,7 @@ from megatron_poro.parallel import vocab
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.vocab import vocab_parallel_cross_entropy
 from megatron_poro.planning.moments import LOSS_CHUNK
+from tests.support.ranks import run_ranks
 
 
 def computed(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +35,27 @@ def test_chunks_give_the_bits_of_all_rows_at_once(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(found[1], (expected.detach(), source.grad))
     if limit > 37:  # a single row is summed in other steps
         torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def by_chunks_and_compiled(dtype: torch.dtype) -> list[tuple[Tensor, Tensor | None, bool]]:
+    """Losses, the source's gradient, and whether the logits' gradient took their place."""
+    found = []
+    for compiles in (False, True):
+        logits, source, labels = computed(9, dtype)
+        seen: list[Tensor] = []
+        logits.register_hook(seen.append)
+        loss = vocab_parallel_cross_entropy(logits, labels, AxisGroup.single(), compiles=compiles)
+        loss.square().sum().backward()
+        found.append((loss.detach(), source.grad, seen[0].data_ptr() == logits.data_ptr()))
+    return found
+
+
+def test_a_compiled_loss_is_the_one_by_chunks_and_needs_no_second_buffer() -> None:
+    both = run_ranks(lambda: [by_chunks_and_compiled(dtype) for dtype in (torch.float32, torch.bfloat16)], world=1)
+    for chunked, compiled in both[0]:
+        torch.testing.assert_close(compiled[:2], chunked[:2])
+        assert chunked[2]
+        assert compiled[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -74,7 +74,7 @@ def saved_bytes_at_once(cases: list[Case], sequence: bool) -> list[int]:
 @pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize("tensor", [2, 4])
 def test_a_block_of_a_tensor_rank_keeps_the_bytes_that_are_planned(tensor: int, sequence: bool) -> None:
-    backends = (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH)
+    backends = (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH, AttentionBackend.TILED)
     cases: list[Case] = [
         (backend, recompute, dtype)
         for backend in backends
@@ -97,7 +97,7 @@ def test_full_recomputation_keeps_the_positions_of_a_tensor_rank() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.SELECTIVE])
-@pytest.mark.parametrize("backend", [AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH])
+@pytest.mark.parametrize("backend", [*AttentionBackend][1:5])
 def test_a_block_keeps_the_bytes_that_are_planned(
     backend: AttentionBackend, recompute: Recompute, dtype: torch.dtype
 ) -> None:

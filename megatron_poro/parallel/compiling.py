@@ -1,7 +1,8 @@
-"""Blocks through ``torch.compile``: what lies between two matrix products becomes one pass over memory.
+"""Code through ``torch.compile``: what lies between two matrix products becomes one pass over memory.
 
 All blocks of a model share one piece of code, so it is compiled once however deep the model is: for training, and for
-evaluation. What communicates or draws random masks stays outside (:mod:`megatron_poro.parallel.uncompiled`).
+evaluation; the cross entropy is another. What communicates or draws random masks stays outside
+(:mod:`megatron_poro.parallel.uncompiled`).
 """
 
 import functools
