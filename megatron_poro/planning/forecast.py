@@ -94,10 +94,14 @@ class PassTimes:
         config: a valid config.
         hardware: the machine.
         link: of the tensor group.
+        accumulate_bytes: of memory that are read and written to add one number to its sum. 10 where a gradient is read
+            in the weights' format, and its sum read and written in fp32.
     """
 
-    def __init__(self, config: TrainConfig, hardware: HardwareConfig, link: Links) -> None:
-        self._config, self._link = config, link
+    def __init__(
+        self, config: TrainConfig, hardware: HardwareConfig, link: Links, *, accumulate_bytes: float = 10.0
+    ) -> None:
+        self._config, self._link, self._accumulate_bytes = config, link, accumulate_bytes
         self._stages = stage_layers(config)
         self._flops_per_second = hardware.peak_tflops * 1e12 * hardware.efficiency
         self._memory_bandwidth = hardware.memory_bandwidth
@@ -125,9 +129,8 @@ class PassTimes:
         if kind is Pass.FORWARD:
             return forward / size / self._flops_per_second
         again = _recomputed_flops(layers, config.engine.recompute, tokens, length)
-        # a gradient is read in the weights' format and added in fp32: 2 bytes read, 4 read, 4 written
-        accumulated = 10.0 * sum(layer.parameters(size) for layer in layers) / self._memory_bandwidth
-        return (2 * forward + again) / size / self._flops_per_second + accumulated
+        added = self._accumulate_bytes * sum(layer.parameters(size) for layer in layers) / self._memory_bandwidth
+        return (2 * forward + again) / size / self._flops_per_second + added
 
     def _tensor_seconds(self, kind: Pass, stage: int) -> float:
         size = self._config.parallel.tensor

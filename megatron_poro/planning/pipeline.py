@@ -127,9 +127,11 @@ def simulate(
         ranks: pipeline ranks.
         microbatches: of one replica.
         seconds: time of a pass through a stage.
-        transfer_seconds: time to send what a pass has made to another rank; the sender waits for it.
+        transfer_seconds: time to send what a pass has made to another rank. Under 1F1B both ends wait for it, as
+            DeepSpeed's messages do; under DualPipeV a rank sends and receives at the same time.
     """
     last_stage = num_stages(schedule, ranks) - 1
+    to_receive = transfer_seconds if schedule is PipelineSchedule.ONE_F_ONE_B else 0.0
     orders = [work_order(schedule, ranks=ranks, rank=rank, microbatches=microbatches) for rank in range(ranks)]
     arrived: dict[Work, float] = {}
     timelines: list[list[TimedWork]] = [[] for _ in range(ranks)]
@@ -143,7 +145,10 @@ def simulate(
                 needed = _needs(work, last_stage)
                 if needed is not None and needed not in arrived:
                     break
-                start = max(free[rank], 0.0 if needed is None else arrived[needed])
+                start = free[rank]
+                if needed is not None:
+                    sent = stage_rank(schedule, ranks, needed.stage) != rank
+                    start = max(start + (to_receive if sent else 0.0), arrived[needed])
                 end = start + seconds(work.kind, work.stage)
                 follower = _followed_by(work, last_stage)
                 leaves = follower is not None and stage_rank(schedule, ranks, follower) != rank

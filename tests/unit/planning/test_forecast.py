@@ -8,45 +8,16 @@ from pathlib import Path
 import pytest
 
 from megatron_poro.cli.main import main
-from megatron_poro.config.load import load_config
-from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute
 from megatron_poro.planning.forecast import checkpoint_bytes, export_bytes, forecast, save_interval
 from megatron_poro.planning.layers import held_parameters, rank_layers
 from megatron_poro.planning.search import search
-from megatron_poro.planning.traffic import links, rank_traffic, ring_bytes
+from megatron_poro.planning.traffic import rank_traffic
 from tests.unit.planning.configs import lumi_g, poro, small
 
 
-def published_33b() -> TrainConfig:
-    """The run whose speed ``hardware.efficiency`` of LUMI-G stands for: 64.8 TFLOP/s per GCD on 64 of them."""
-    return load_config(
-        [
-            "experiment=poro_34b",
-            "model.num_layers=60",
-            "model.hidden_size=6656",
-            "model.num_heads=52",
-            "model.vocab_size=50432",
-            "engine.microbatch_samples=2",
-            "schedule.global_batch_samples=1024",
-            "parallel.data=8",
-        ]
-    )
-
-
-def test_the_calibration_run_is_predicted_at_its_published_speed() -> None:
-    found = forecast(published_33b(), lumi_g(), world_size=64)
-    assert found.speed.hardware_tflops == pytest.approx(64.8, rel=0.01)
-
-
-def test_poro_34b_is_predicted_near_its_published_speed_and_memory() -> None:
+def test_poro_34b_fits_and_has_the_published_steps_and_files() -> None:
     found = forecast(poro(), lumi_g(), world_size=1024)
-    # the original's engine summed whole gradients, of the tied matrix first, and after the last backward pass
-    link = links(poro(), lumi_g(), world_size=1024)
-    whole, tied = 4.0 * 4_467_309_056, 4.0 * 128_000 * 7168 / 2
-    seconds = found.time.total - found.time.data + ring_bytes(whole, 128) / link.data + tied / link.pipeline
-    tflops = found.speed.hardware_tflops * found.time.total / seconds
-    assert tflops == pytest.approx(48.46, rel=0.12), "nothing of this run was put in"
-    assert found.speed.hardware_tflops > 1.04 * tflops
     assert found.fits
     assert found.steps == 238_418
     assert (checkpoint_bytes(poro()), export_bytes(poro())) == (410_603_397_120, 68_433_899_520)

@@ -96,3 +96,44 @@ def test_the_first_stage_keeps_most() -> None:
 def test_a_transfer_delays_what_waits_for_it() -> None:
     direct = simulate(ONE, ranks=2, microbatches=1, seconds=uniform).seconds
     assert simulate(ONE, ranks=2, microbatches=1, seconds=uniform, transfer_seconds=0.5).seconds == direct + 1.0
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(2, 4), (4, 16), (8, 32)])
+def test_transfers_of_1f1b_take_the_time_of_messages_that_hold_up_both_ends(ranks: int, microbatches: int) -> None:
+    transfer = 0.02
+    timeline = simulate(ONE, ranks=ranks, microbatches=microbatches, seconds=uniform, transfer_seconds=transfer)
+    ideal = 3.0 * (microbatches + ranks - 1)
+    expected = _seconds_of_instructions(ranks, microbatches, transfer) - ideal
+    assert timeline.seconds - ideal == pytest.approx(expected, rel=0.1)
+
+
+def _seconds_of_instructions(ranks: int, microbatches: int, transfer: float) -> float:
+    """DeepSpeed's instructions on a clock: a message begins when both ends have come to it, and holds up both."""
+    towards = {"SendActivation": 1, "RecvActivation": -1, "SendGrad": -1, "RecvGrad": 1}
+    other = {"SendActivation": "RecvActivation", "RecvActivation": "SendActivation"}
+    other |= {"SendGrad": "RecvGrad", "RecvGrad": "SendGrad"}
+    seconds = {"ForwardPass": 1.0, "BackwardPass": 2.0}
+    left = [
+        [
+            name
+            for step in deepspeed_schedule.TrainSchedule(microbatches, ranks, rank).steps()
+            for name in (type(instruction).__name__ for instruction in step)
+            if name in towards or name in seconds
+        ]
+        for rank in range(ranks)
+    ]
+    clock = [0.0] * ranks
+    while any(left):
+        for rank in range(ranks):
+            while left[rank]:
+                name = left[rank][0]
+                if name in seconds:
+                    clock[rank] += seconds[name]
+                else:
+                    peer = rank + towards[name]
+                    if left[peer][:1] != [other[name]]:
+                        break
+                    clock[rank] = clock[peer] = max(clock[rank], clock[peer]) + transfer
+                    left[peer].pop(0)
+                left[rank].pop(0)
+    return max(clock)
