@@ -33,6 +33,7 @@ from megatron_poro.planning.layers import held_parameters, rank_layers, total_pa
 from megatron_poro.planning.memory import attention_on_a_gpu
 from megatron_poro.planning.picture import pipeline_picture
 from megatron_poro.planning.pipeline import simulate
+from megatron_poro.planning.recomputing import least_recomputation, recompute_words, room_for_tensors
 from megatron_poro.planning.search import search
 from megatron_poro.planning.traffic import links
 from megatron_poro.schedule.plan import plan_run
@@ -139,7 +140,8 @@ def _world_size(config: TrainConfig, request: PlanConfig) -> int:
 
 
 def _print(config: TrainConfig, request: PlanConfig, found: Forecast, *, start: date) -> None:
-    print("\n".join([*_run_rows(config, request, found), "", *_rank_rows(config, request, found), ""]))
+    print("\n".join([*_run_rows(config, request, found), "", *_rank_rows(config, request, found)]))
+    print("\n".join([*_recompute_rows(config, request.hardware, found), ""]))
     print("\n".join([*_time_rows(found), "", *_cost_rows(config, request, found, start=start)]))
 
 
@@ -157,7 +159,7 @@ def _run_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Iter
 
 
 def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Iterator[str]:
-    room = request.hardware.device_memory_bytes - request.hardware.reserved_bytes
+    room = room_for_tensors(request.hardware)
     verdict = "" if found.fits else ": TOO LITTLE"
     yield f"one process of each stage; {format_bytes(room)} of memory are for tensors{verdict}"
     parts = found.memory[0]._fields
@@ -177,6 +179,23 @@ def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Ite
             ]
         )
     yield from _columns(rows)
+
+
+def _recompute_rows(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> Iterator[str]:
+    """The least recomputation with which this layout fits, where it is not what the config has."""
+    backend = attention_on_a_gpu(config)
+    least = least_recomputation(config, hardware, world_size=found.world_size, backend=backend)
+    if least is None:
+        yield "no recomputation makes this layout fit; cut it finer, or take smaller microbatches"
+        return
+    words = recompute_words(least)
+    if words == recompute_words(config):
+        return
+    planned = forecast(least, hardware, world_size=found.world_size, backend=backend)
+    most = format_bytes(int(max(part.total for part in planned.memory)))
+    gain = f", {found.time.total / planned.time.total:.2f} times as fast" if found.fits else ""
+    yield f"just fits, with {most}: {planned.time.total:.2f} s a step{gain}"
+    yield f"  {words}"
 
 
 def _time_rows(found: Forecast) -> Iterator[str]:
@@ -250,12 +269,11 @@ def _search(
     working = [one for one in candidates if one.found is not None]
     rows = [["", "step", "memory", "MFU", "layout"]]
     for place, one in enumerate(working):
-        is_own = _is_same_layout(one.config, config)
-        if place >= top and not is_own:
+        if place >= top and not one.is_own:
             continue
         assert one.found is not None
         memory = format_bytes(int(max(part.total for part in one.found.memory)))
-        mark = f"{'* ' if is_own else ''}{place + 1}"
+        mark = f"{'* ' if one.is_own else ''}{place + 1}"
         rows.append([mark, f"{one.found.time.total:.2f} s", memory, f"{one.found.speed.mfu:.1%}", one.name])
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
@@ -269,10 +287,6 @@ def _search(
     for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
         print(f"{count:5}  {reason}")
     return 0
-
-
-def _is_same_layout(one: TrainConfig, other: TrainConfig) -> bool:
-    return (one.parallel, one.engine) == (other.parallel, other.engine)
 
 
 def _simulated(

@@ -9,7 +9,7 @@ from statistics import median
 
 from megatron_poro.cluster.walltime import parse_walltime
 from megatron_poro.config.cluster import ClusterConfig
-from megatron_poro.config.derived import batch_plan
+from megatron_poro.config.derived import batch_plan, recomputed_layers
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.metrics import names
 from megatron_poro.metrics.throughput import step_flops
@@ -72,6 +72,7 @@ def assumed_speed(config: TrainConfig, cluster: ClusterConfig, *, world_size: in
         sequence_length=config.data.sequence_length,
         samples=batch.samples_per_step,
         recompute=config.engine.recompute,
+        recomputed_layers=recomputed_layers(config),
     )
     steps_per_second = cluster.assumed_tflops * 1e12 * world_size / flops.hardware
     return Speed(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_poro.config.run import PipelineSchedule, TrainConfig
+from megatron_poro.config.run import PipelineSchedule, Recompute, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,14 @@ def decay_tokens(config: TrainConfig) -> int:
     """Tokens at which the learning rate has reached its minimum."""
     given = config.schedule.decay_tokens
     return config.schedule.total_tokens if given is None else given
+
+
+def recomputed_layers(config: TrainConfig) -> int:
+    """Blocks that are computed a second time, wholly or in part."""
+    if config.engine.recompute is Recompute.NONE:
+        return 0
+    counts = config.engine.recompute_blocks
+    return config.model.num_layers if counts is None else sum(counts)
 
 
 def num_stages(config: TrainConfig) -> int:

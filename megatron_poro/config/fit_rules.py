@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from megatron_poro.config.derived import batch_plan, data_parallel_size, decay_tokens, num_stages, replica_processes
 from megatron_poro.config.profile import profiled_steps
-from megatron_poro.config.run import EngineKind, PipelineSchedule, TrainConfig
+from megatron_poro.config.run import EngineKind, PipelineSchedule, Recompute, TrainConfig
 from megatron_poro.config.typed import enumerate_words
 from megatron_poro.units import format_count
 
@@ -112,6 +112,29 @@ def compiled_code_is_not_reproducible(config: TrainConfig, world_size: int | Non
         )
 
 
+def recomputed_blocks_are_there(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """One number for each pipeline rank; how many blocks a rank has is known where layers are cut into stages."""
+    engine, ranks, blocks = config.engine, config.parallel.pipeline, config.model.num_layers
+    counts = engine.recompute_blocks
+    if counts is None:
+        return
+    if engine.recompute is Recompute.NONE:
+        yield (
+            f"engine.recompute_blocks={counts} has no meaning with engine.recompute=none. Set engine.recompute to "
+            "selective or full, or engine.recompute_blocks to null."
+        )
+    if len(counts) != ranks:
+        yield (
+            f"engine.recompute_blocks={counts} has {len(counts)} numbers, but parallel.pipeline={ranks}. Give one "
+            "number for each pipeline rank, or null for all blocks."
+        )
+    if min(counts, default=0) < 0 or sum(counts) > blocks:
+        yield (
+            f"engine.recompute_blocks={counts} asks for {sum(counts)} blocks, of model.num_layers={blocks}. Use "
+            "numbers of 0 or more, each at most the blocks of its pipeline rank."
+        )
+
+
 def dualpipev_fits(config: TrainConfig, world_size: int | None) -> Iterator[str]:
     """Two streams of microbatches meet in the pipeline: it needs two stages and enough microbatches to fill both."""
     if config.engine.pipeline_schedule is not PipelineSchedule.DUALPIPEV:
@@ -205,6 +228,7 @@ FIT_RULES: tuple[FitRule, ...] = (
     microbatches_fill_the_batch,
     local_engine_is_one_process,
     compiled_code_is_not_reproducible,
+    recomputed_blocks_are_there,
     dualpipev_fits,
     schedule_is_in_order,
     mixtures_are_complete,

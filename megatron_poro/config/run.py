@@ -163,6 +163,11 @@ class EngineConfig:
     recompute: Recompute = Recompute.FULL
     """none keeps all activations, selective recomputes attention, full recomputes each block from its input."""
 
+    recompute_blocks: list[int] | None = None
+    """How many blocks of each pipeline rank are recomputed as engine.recompute says, one number for each rank; the rest
+    keep all activations. They are the first ones of the rank in the order of the model. null recomputes all blocks.
+    `poro plan` prints the fewest that fit a device."""
+
     attention: AttentionBackend = AttentionBackend.AUTO
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
     tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; tiled leaves out what the mask hides

@@ -44,7 +44,7 @@ def _skeleton(schema: type) -> type:
 
 def _skeleton_type(field: SchemaField) -> Any:
     if field.type.is_list:
-        return list[Any]
+        return Any if field.type.is_optional else list[Any]
     return _skeleton(field.type.kind) if field.type.is_section else Any
 
 

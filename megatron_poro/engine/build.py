@@ -26,9 +26,11 @@ from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.count import count_parameters
 from megatron_poro.models.families import family
-from megatron_poro.models.plan import split_weights
+from megatron_poro.models.plan import LayerPlan, split_weights
 from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.recomputed import recomputed_blocks
 from megatron_poro.parallel.rng import DropoutClock
+from megatron_poro.parallel.stages import stage_boundaries
 
 TRUTH_CHECK_PARAMETERS = 50_000_000
 """Up to this size ``engine.truth_check=auto`` compares the gradients of the model itself."""
@@ -71,7 +73,7 @@ def build_engine(
         sequence=config.parallel.sequence,
         compiled=config.engine.compile,
     )
-    plan = family(config.model.family).plan(config.model, group=groups.tensor, options=options)
+    plan = _planned(config, groups, options)
     microbatches = config.schedule.global_batch_samples // (config.engine.microbatch_samples * groups.data.size)
     if config.engine.kind is EngineKind.LOCAL:
         return LocalEngine(
@@ -95,7 +97,7 @@ def build_engine(
     return PipelineEngine(
         plan,
         groups=groups,
-        stage_weights=split_weights(plan, by_cost=config.parallel.stage_split is StageSplit.COST),
+        stage_weights=_stage_weights(config, plan),
         objective=objective(groups.tensor, config.engine.compile),
         optimizer=config.optimizer,
         clock=clock,
@@ -108,6 +110,28 @@ def build_engine(
         reproducible=config.engine.reproducible,
         device=device,
     )
+
+
+def _planned(config: TrainConfig, groups: ParallelGroups, options: BlockOptions) -> LayerPlan:
+    """The layers of the run; where a rank recomputes some of its blocks, the cut into stages says which."""
+    make = family(config.model.family).plan
+    plan = make(config.model, group=groups.tensor, options=options)
+    if config.engine.recompute_blocks is None:
+        return plan
+    recomputed = recomputed_blocks(
+        [entry.role.startswith("blocks.") for entry in plan.entries],
+        stage_boundaries(_stage_weights(config, plan), _num_stages(config, groups)),
+        config.engine.recompute_blocks,
+    )
+    return make(config.model, group=groups.tensor, options=replace(options, recomputed=recomputed))
+
+
+def _num_stages(config: TrainConfig, groups: ParallelGroups) -> int:
+    return groups.pipeline.size * (2 if config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV else 1)
+
+
+def _stage_weights(config: TrainConfig, plan: LayerPlan) -> list[float]:
+    return split_weights(plan, by_cost=config.parallel.stage_split is StageSplit.COST)
 
 
 def prove_gradients(
@@ -178,7 +202,7 @@ def weight_dtype(precision: Precision) -> torch.dtype:
 
 def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:
     """The same run on a small model: as many heads and stages, everything else little; at most 8 microbatches."""
-    stages = groups.pipeline.size * (2 if config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV else 1)
+    stages = _num_stages(config, groups)
     model: BloomConfig = replace(
         config.model,
         num_layers=stages,
@@ -191,6 +215,7 @@ def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:
     return replace(
         config,
         model=model,
+        engine=replace(config.engine, recompute_blocks=None),
         data=replace(config.data, sequence_length=min(-(-64 // tensor) * tensor, config.data.sequence_length)),
         schedule=replace(
             config.schedule,

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import enumerate_words
 from megatron_poro.errors import ConfigError
 from megatron_poro.hub import card_tables as tables
@@ -150,7 +151,7 @@ def _training(subject: Subject) -> str:
             f"{devices:,} processes: tensor {layout['tensor']} x pipeline {layout['pipeline']} x data {layout['data']}",
         ),
         ("microbatch", f"{config.engine.microbatch_samples} x {accumulation} accumulation steps"),
-        ("activations recomputed", config.engine.recompute.value),
+        ("activations recomputed", _recomputed(config)),
     ]
     if milestone.tokens_per_second is not None:
         rows.append(("throughput", f"{milestone.tokens_per_second:,.0f} tokens/s (median)"))
@@ -160,6 +161,12 @@ def _training(subject: Subject) -> str:
     versions = subject.report["checkpoint"]["versions"]
     rows.append(("software", ", ".join(f"{name} {version}" for name, version in versions.items())))
     return _section("Training", subject.details.hardware or "", tables.two_columns("", rows))
+
+
+def _recomputed(config: TrainConfig) -> str:
+    counts = config.engine.recompute_blocks
+    some = "" if counts is None else f", in {', '.join(map(str, counts))} blocks of the pipeline ranks"
+    return config.engine.recompute.value + some
 
 
 def _hyperparameters(subject: Subject) -> str:

@@ -31,6 +31,7 @@ def step_flops(
     sequence_length: int,
     samples: int,
     recompute: Recompute,
+    recomputed_layers: int | None = None,
 ) -> StepFlops:
     """Counts the matrix products of a decoder whose feed-forward layer is four times as wide as the residual stream.
 
@@ -45,6 +46,7 @@ def step_flops(
         sequence_length: tokens per sample (s).
         samples: samples in the global batch (b).
         recompute: which activations are computed again in the backward pass.
+        recomputed_layers: in how many blocks; ``None`` for all.
 
     Source: Narayanan et al. 2021, arXiv:2104.04473, equation 3, split into its parts.
     """
@@ -53,8 +55,9 @@ def step_flops(
     blocks = 24.0 * tokens * hidden_size**2 * num_layers + attention_products
     head = 2.0 * tokens * hidden_size * vocab_size
     again = {Recompute.NONE: 0.0, Recompute.SELECTIVE: attention_products, Recompute.FULL: blocks}[recompute]
+    share = 1.0 if recomputed_layers is None else recomputed_layers / num_layers
     model = 3.0 * (blocks + head)
-    return StepFlops(model=model, hardware=model + again)
+    return StepFlops(model=model, hardware=model + share * again)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Source: BLOOM, arXiv:2211.05100; block as in Megatron-DeepSpeed and transformers
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -37,6 +37,7 @@ class BlockOptions:
     Attributes:
         backend: attention kernel, already chosen (not ``auto``).
         recompute: which activations are computed again in the backward pass.
+        recomputed: numbers of the blocks that do so, the others keep all; ``None`` for all blocks.
         clock: source of dropout keys, shared by all layers of a process.
         sequence: whether tensor ranks share out the positions outside of attention and feed-forward: the residual
             stream ``[b, s, h]`` is then ``[b, s/tp, h]`` (:mod:`megatron_poro.parallel.sequence`).
@@ -45,9 +46,16 @@ class BlockOptions:
 
     backend: AttentionBackend = AttentionBackend.EAGER
     recompute: Recompute = Recompute.NONE
+    recomputed: frozenset[int] | None = None
     clock: DropoutClock = field(default_factory=DropoutClock)
     sequence: bool = False
     compiled: bool = False
+
+    def of_block(self, number: int) -> "BlockOptions":
+        """What holds for one block."""
+        if self.recomputed is None or number in self.recomputed:
+            return self
+        return replace(self, recompute=Recompute.NONE)
 
     def stream(self, group: AxisGroup) -> AxisGroup:
         """The processes that share out the positions of the residual stream, given the tensor group."""
@@ -72,7 +80,13 @@ def bloom_plan(model: BloomConfig, *, group: AxisGroup, options: BlockOptions) -
         LayerEntry(
             role=f"blocks.{number}",
             module=BloomBlock,
-            arguments={"model": model, "name": f"blocks.{number}", "group": group, "alibi": alibi, "options": options},
+            arguments={
+                "model": model,
+                "name": f"blocks.{number}",
+                "group": group,
+                "alibi": alibi,
+                "options": options.of_block(number),
+            },
             cost=block_cost,
             counts=True,
         )

@@ -6,10 +6,9 @@ of the peak, bytes over the bandwidth of their link, memory traffic of gradients
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_poro.config.derived import batch_plan
+from megatron_poro.config.derived import batch_plan, recomputed_layers
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
@@ -128,7 +127,7 @@ class PassTimes:
         forward = sum(layer.forward_flops(tokens, length) for layer in layers)
         if kind is Pass.FORWARD:
             return forward / size / self._flops_per_second
-        again = _recomputed_flops(layers, config.engine.recompute, tokens, length)
+        again = sum(_recomputed_flops(layer, tokens, length) for layer in layers)
         added = self._accumulate_bytes * sum(layer.parameters(size) for layer in layers) / self._memory_bandwidth
         return (2 * forward + again) / size / self._flops_per_second + added
 
@@ -138,7 +137,6 @@ class PassTimes:
             return 0.0
         forward, backward = tensor_sums(
             self._stages[stage],
-            self._config.engine.recompute,
             drops=self._config.model.hidden_dropout > 0.0,
             sequence=self._config.parallel.sequence,
         )
@@ -190,6 +188,7 @@ def forecast(
         sequence_length=config.data.sequence_length,
         samples=batch.samples_per_step,
         recompute=config.engine.recompute,
+        recomputed_layers=recomputed_layers(config),
     )
     speed = SpeedOfRun(
         flops, tokens_per_step=batch.tokens_per_step, devices=world_size, peak_tflops=hardware.peak_tflops
@@ -238,13 +237,10 @@ def _after_the_pipeline(
     return {"data": left + tie, "optimizer": touched / hardware.memory_bandwidth + gather}
 
 
-def _recomputed_flops(layers: Sequence[LayerSize], recompute: Recompute, tokens: int, length: int) -> float:
-    if recompute is Recompute.NONE:
-        return 0.0
-    blocks = [layer for layer in layers if layer.role.startswith("blocks")]
-    if recompute is Recompute.FULL:
-        return sum(layer.forward_flops(tokens, length) for layer in blocks)
-    return sum(2.0 * tokens * layer.attention * length for layer in blocks)
+def _recomputed_flops(layer: LayerSize, tokens: int, length: int) -> float:
+    if layer.recompute is Recompute.FULL:
+        return layer.forward_flops(tokens, length)
+    return 2.0 * tokens * layer.attention * length if layer.recompute is Recompute.SELECTIVE else 0.0
 
 
 @dataclass(frozen=True)

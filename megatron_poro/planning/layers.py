@@ -6,11 +6,12 @@ The same list as :mod:`megatron_poro.models` builds, without building it; a test
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_poro.config.derived import num_stages
 from megatron_poro.config.model import BloomConfig
-from megatron_poro.config.run import StageSplit, TrainConfig
+from megatron_poro.config.run import Recompute, StageSplit, TrainConfig
+from megatron_poro.parallel.recomputed import recomputed_blocks
 from megatron_poro.parallel.stages import stage_boundaries, weigh
 
 
@@ -25,6 +26,7 @@ class LayerSize:
         products: multiply-adds per token of the forward pass, over all tensor ranks, without the attention matrix.
         attention: multiply-adds per token and per token of context of the two products with the attention matrix.
         counts: whether it counts when stages are balanced by number of layers.
+        recompute: which of its activations are computed again in the backward pass.
     """
 
     role: str
@@ -33,6 +35,12 @@ class LayerSize:
     products: int = 0
     attention: int = 0
     counts: bool = False
+    recompute: Recompute = Recompute.NONE
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a transformer block."""
+        return self.role.startswith("blocks.")
 
     def parameters(self, tensor_size: int) -> int:
         """Parameters that one tensor rank holds."""
@@ -46,18 +54,20 @@ class LayerSize:
 def model_layers(model: BloomConfig) -> list[LayerSize]:
     """The layers of a BLOOM model, first to last; the tied head holds a copy of the embedding."""
     h, v = model.hidden_size, model.vocab_size
-    block = {
+    block = LayerSize(
+        "blocks",
         # qkv and its bias, out; up and its bias, down
-        "cut": 3 * h * h + 3 * h + h * h + 4 * h * h + 4 * h + 4 * h * h,
+        cut=3 * h * h + 3 * h + h * h + 4 * h * h + 4 * h + 4 * h * h,
         # two norms, and the biases of the two row-parallel layers
-        "whole": 4 * h + 2 * h,
-        "products": 12 * h * h,
-        "attention": 2 * h,
-    }
+        whole=4 * h + 2 * h,
+        products=12 * h * h,
+        attention=2 * h,
+        counts=True,
+    )
     return [
         LayerSize("embedding", cut=v * h, counts=True),
         LayerSize("embedding_norm", whole=2 * h),
-        *(LayerSize(f"blocks.{number}", counts=True, **block) for number in range(model.num_layers)),
+        *(replace(block, role=f"blocks.{number}") for number in range(model.num_layers)),
         LayerSize("final_norm", whole=2 * h),
         LayerSize("head", cut=v * h, products=v * h, counts=True),
     ]
@@ -69,7 +79,19 @@ def stage_layers(config: TrainConfig) -> list[list[LayerSize]]:
     costs: Sequence[tuple[float, bool]] = [(float(layer.products), layer.counts) for layer in layers]
     weights = weigh(costs, by_cost=config.parallel.stage_split is StageSplit.COST)
     bounds = _boundaries(tuple(weights), num_stages(config))
-    return [layers[first:last] for first, last in itertools.pairwise(bounds)]
+    marked = _marked(config, layers, bounds)
+    return [marked[first:last] for first, last in itertools.pairwise(bounds)]
+
+
+def _marked(config: TrainConfig, layers: list[LayerSize], bounds: Sequence[int]) -> list[LayerSize]:
+    """The layers with what the run recomputes of each."""
+    counts, again = config.engine.recompute_blocks, config.engine.recompute
+    chosen = None if counts is None else recomputed_blocks([layer.is_block for layer in layers], bounds, counts)
+    names = None if chosen is None else {f"blocks.{number}" for number in chosen}
+    return [
+        replace(layer, recompute=again) if layer.is_block and (names is None or layer.role in names) else layer
+        for layer in layers
+    ]
 
 
 @functools.lru_cache(maxsize=256)  # a search asks for the same cut again and again

@@ -97,6 +97,12 @@ class TensorSizes:
         kept = self.outside * (norms + masks) + self.tokens * products
         return kept + (self.tokens * 3 * h / t * self.item if selective else self.attention(backend))
 
+    def kept_block(self, backend: AttentionBackend, recompute: Recompute) -> float:
+        """Bytes that a block keeps for its backward pass, of which it computes some again."""
+        if recompute is Recompute.FULL:
+            return self.width
+        return self.block(backend, selective=recompute is Recompute.SELECTIVE)
+
     def attention(self, backend: AttentionBackend) -> float:
         """Bytes that the attention core keeps."""
         h, t, n = self.hidden, self.tensor, self.heads / self.tensor
@@ -159,14 +165,6 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         drops_weights=model.attention_dropout > 0.0,
         sequence=parallel.sequence,
     )
-    recompute = config.engine.recompute
-    whole_block = sizes.block(backend, selective=False)
-    kept_block = {
-        Recompute.NONE: whole_block,
-        Recompute.SELECTIVE: sizes.block(backend, selective=True),
-        Recompute.FULL: sizes.width,
-    }[recompute]
-
     stages = stage_layers(config)
     found = []
     for rank, layers in enumerate(rank_layers(config)):
@@ -174,7 +172,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         few = min(batch.microbatches, 4 * parallel.pipeline)
         order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
         left_behind = {
-            stage: _kept(stages[stage], kept_block, sizes) + _in_pipeline(stage, len(stages), sizes)
+            stage: _kept(stages[stage], backend, sizes) + _in_pipeline(stage, len(stages), sizes)
             for stage in {work.stage for work in order}
         }
         parameters = held_parameters(layers, parallel.tensor)
@@ -216,9 +214,9 @@ def _in_pipeline(stage: int, num_stages: int, sizes: TensorSizes) -> float:
     return sizes.width * ((stage > 0) + (stage < num_stages - 1))
 
 
-def _kept(layers: list[LayerSize], block: float, sizes: TensorSizes) -> float:
+def _kept(layers: list[LayerSize], backend: AttentionBackend, sizes: TensorSizes) -> float:
     """Bytes that one microbatch leaves behind on a stage, logits not included."""
-    blocks = sum(layer.role.startswith("blocks") for layer in layers)
+    blocks = sum(sizes.kept_block(backend, layer.recompute) for layer in layers if layer.is_block)
     width = sizes.width
     ends = sum(
         {"embedding": 16 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
@@ -227,4 +225,4 @@ def _kept(layers: list[LayerSize], block: float, sizes: TensorSizes) -> float:
     masks = sizes.outside * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
     if layers[0].role == "head":  # its input is the final norm's output wherever that is, and not received twice
         ends += width
-    return blocks * block + ends + masks
+    return blocks + ends + masks

@@ -62,9 +62,9 @@ class RankSizes:
         return self.sizes.width
 
     @property
-    def blocks(self) -> int:
-        """How many blocks the rank has."""
-        return sum(layer.role.startswith("blocks") for layer in self.layers)
+    def blocks(self) -> list[Recompute]:
+        """What is recomputed of each block of the rank."""
+        return [layer.recompute for layer in self.layers if layer.is_block]
 
     def has(self, role: str) -> bool:
         """Whether the rank has a layer."""
@@ -87,7 +87,7 @@ def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBack
     graph = 2 * rank.width if rank.has("head") and not rank.has("embedding") else 0.0
     matrix = config.model.vocab_size / config.parallel.tensor * config.model.hidden_size * rank.sizes.item
     rest = Moment(rank.kept, (buffers - 1) * graph, buffers * logits, received)
-    moments = [_in_a_block(config, rank, rest, backend)]
+    moments = [rest, *(_at_block(config, rank, rest, number, backend) for number in _telling_blocks(rank.blocks))]
     if rank.has("head"):
         moments.append(_in_the_loss(rank, rest, logits, graph, matrix))
     if rank.has("embedding"):
@@ -96,11 +96,25 @@ def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBack
     return max(moments, key=sum)
 
 
-def _in_a_block(config: TrainConfig, rank: RankSizes, rest: Moment, backend: AttentionBackend) -> Moment:
-    """The last block of a stage: its attention forward, or its feed-forward layer backward."""
+def _telling_blocks(blocks: Sequence[Recompute]) -> list[int]:
+    """The last block of a stage, the first, and the last of those that recompute what the ones behind do not."""
+    last = len(blocks) - 1
+    return [n for n in range(len(blocks)) if n in (0, last) or blocks[n] is not blocks[n + 1]]
+
+
+def _at_block(config: TrainConfig, rank: RankSizes, rest: Moment, number: int, backend: AttentionBackend) -> Moment:
+    """A block of a stage: those behind it have gone back."""
+    blocks = rank.blocks
+    gone = sum(rank.sizes.kept_block(backend, recompute) for recompute in blocks[number + 1 :])
+    rest = rest._replace(activations=rest.activations - gone)
+    return _in_a_block(config, rank, rest, blocks[number], backend)
+
+
+def _in_a_block(
+    config: TrainConfig, rank: RankSizes, rest: Moment, recompute: Recompute, backend: AttentionBackend
+) -> Moment:
+    """A block: its attention forward, or its feed-forward layer backward."""
     sizes, width = rank.sizes, rank.width
-    if rank.blocks == 0:
-        return rest
     attention_width = sizes.tokens * sizes.hidden / sizes.tensor * sizes.item
     whole = sizes.block(backend, selective=False) - width  # its input is kept in any case
     core = _attention_core(config, sizes, backend)
@@ -122,7 +136,7 @@ def _in_a_block(config: TrainConfig, rank: RankSizes, rest: Moment, backend: Att
         Recompute.FULL: max(attention, whole + feed_forward, whole + end if sizes.drops else 0.0) + masked,
         Recompute.SELECTIVE: max(core_again - 9 * attention_width - 2 * width, feed_forward + masked, end - output),
         Recompute.NONE: max(attention - whole - output + earlier, feed_forward + masked, end - output, back),
-    }[config.engine.recompute]
+    }[recompute]
     # behind the final norm's backward pass its input and output are gone, and a gradient is there
     behind = -width if rank.has("head") else 0.0
     return rest._replace(activations=rest.activations + behind, working=rest.working + working)

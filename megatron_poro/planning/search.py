@@ -1,16 +1,22 @@
-"""All layouts of a model on a number of devices, by predicted time, with the reason for each that is out."""
+"""All layouts of a model on a number of devices, by predicted time, with the reason for each that is out.
+
+Where blocks are recomputed, no more of them are than it takes to fit the device, on each pipeline rank.
+"""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, StageSplit, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import PoroError
 from megatron_poro.planning.forecast import Forecast, forecast
 from megatron_poro.planning.memory import rank_memory
+from megatron_poro.planning.recomputing import fewest_blocks, recompute_words, room_for_tensors
 from megatron_poro.units import format_bytes
 
 MICROBATCH_SAMPLES = (1, 2, 4, 8)
@@ -25,11 +31,13 @@ class Candidate:
         config: the run with this layout.
         found: what to expect of it; ``None`` for a layout that is out.
         reason: why it is out; empty if it is not.
+        is_own: whether it is that of the config, as it stands.
     """
 
     config: TrainConfig
     found: Forecast | None
     reason: str = ""
+    is_own: bool = False
 
     @property
     def name(self) -> str:
@@ -42,7 +50,7 @@ class Candidate:
             f"parallel.sequence={str(parallel.sequence).lower()}",
             f"engine.microbatch_samples={engine.microbatch_samples}",
             f"engine.pipeline_schedule={engine.pipeline_schedule.value}",
-            f"engine.recompute={engine.recompute.value}",
+            recompute_words(self.config),
             f"parallel.stage_split={parallel.stage_split.value}",
         ]
         return " ".join(words)
@@ -54,14 +62,18 @@ def search(
     """Every layout of the run on so many devices: those that work first, the fastest at the top.
 
     Args:
-        config: a valid config; its layout does not matter, its global batch stays what it is.
+        config: a valid config; its global batch stays what it is, and its own layout is among the candidates.
         hardware: the machine.
         world_size: devices, all of which are used.
         backend: the attention kernel that will run.
     """
-    candidates = [
-        _judge(one, hardware, world_size=world_size, backend=backend) for one in _layouts(config, hardware, world_size)
-    ]
+    data = batch_plan(config, world_size).data_size
+    own = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=data))
+    judged = functools.partial(_fitted, hardware=hardware, world_size=world_size, backend=backend)
+    candidates = [judged(one) for one in _layouts(config, hardware, world_size)]
+    candidates = [one for one in candidates if (one.config.parallel, one.config.engine) != (own.parallel, own.engine)]
+    as_it_stands = _judge(own, hardware, world_size=world_size, backend=backend)
+    candidates.append(dataclasses.replace(as_it_stands, is_own=True))
     return sorted(candidates, key=lambda one: one.found.time.total if one.found else math.inf)
 
 
@@ -92,7 +104,11 @@ def _variants(config: TrainConfig, tensor: int, pipeline: int, data: int, sample
         for recompute in Recompute:
             for split in StageSplit if pipeline > 1 else (config.parallel.stage_split,):
                 engine = dataclasses.replace(
-                    config.engine, microbatch_samples=samples, pipeline_schedule=schedule, recompute=recompute
+                    config.engine,
+                    microbatch_samples=samples,
+                    pipeline_schedule=schedule,
+                    recompute=recompute,
+                    recompute_blocks=None,
                 )
                 for sequence in cuts:
                     parallel = dataclasses.replace(
@@ -106,13 +122,24 @@ def _variants(config: TrainConfig, tensor: int, pipeline: int, data: int, sample
                     yield dataclasses.replace(config, parallel=parallel, engine=engine)
 
 
+def _fitted(config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend) -> Candidate:
+    """A layout that recomputes no more blocks than it has to."""
+    found = _judge(config, hardware, world_size=world_size, backend=backend)
+    if found.found is None:
+        return found
+    fewest = fewest_blocks(config, hardware, world_size=world_size, backend=backend)
+    if fewest is None or not any(fewest.engine.recompute_blocks or ()):  # none at all is a candidate of its own
+        return found
+    return _judge(fewest, hardware, world_size=world_size, backend=backend)
+
+
 def _judge(config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend) -> Candidate:
     try:
         validate(config, world_size=world_size)
         needed = max(part.total for part in rank_memory(config, world_size=world_size, backend=backend))
     except PoroError as error:
         return Candidate(config, None, str(error).splitlines()[0])
-    room = hardware.device_memory_bytes - hardware.reserved_bytes
+    room = room_for_tensors(hardware)
     if needed > room:
         return Candidate(config, None, f"needs {format_bytes(int(needed))}, {format_bytes(room)} are there")
     return Candidate(config, forecast(config, hardware, world_size=world_size, backend=backend))

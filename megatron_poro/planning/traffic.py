@@ -37,9 +37,7 @@ def ring_bytes(size: float, members: int) -> float:
     return 2.0 * (members - 1) / members * size
 
 
-def tensor_sums(
-    layers: list[LayerSize], recompute: Recompute, *, drops: bool, sequence: bool = False
-) -> tuple[float, float]:
+def tensor_sums(layers: list[LayerSize], *, drops: bool, sequence: bool = False) -> tuple[float, float]:
     """Sums over the tensor group that a microbatch needs on a stage: in the forward and in the backward pass.
 
     Every block sums its two outputs forward, and the gradients of its two inputs backward. Recomputation of whole
@@ -53,15 +51,14 @@ def tensor_sums(
 
     Args:
         layers: of the stage.
-        recompute: ``engine.recompute``.
         drops: whether the residual stream has dropout.
         sequence: ``parallel.sequence``.
     """
-    blocks = sum(layer.role.startswith("blocks") for layer in layers)
+    blocks = sum(layer.is_block for layer in layers)
     roles = {layer.role for layer in layers}
     embedding, head = "embedding" in roles, "head" in roles
     repeated = 2.0 if drops else 1.5 if sequence else 1.0
-    again = repeated * blocks if recompute is Recompute.FULL else 0.0
+    again = repeated * sum(layer.recompute is Recompute.FULL for layer in layers)
     if sequence:
         return 2 * blocks + embedding / 2 + head / 2, 3 * blocks + embedding / 2 + head + again
     return 2 * blocks + embedding, 2 * blocks + head + again
@@ -81,7 +78,6 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
         sums = sum(
             tensor_sums(
                 layers,
-                config.engine.recompute,
                 drops=config.model.hidden_dropout > 0.0,
                 sequence=parallel.sequence,
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_poro.checkpoint.background import BackgroundSaver
 from megatron_poro.checkpoint.store import CheckpointStore
 from megatron_poro.config.data import SourceConfig
-from megatron_poro.config.derived import BatchPlan, batch_plan
+from megatron_poro.config.derived import BatchPlan, batch_plan, recomputed_layers
 from megatron_poro.config.fields import plain
 from megatron_poro.config.profile import profiled_steps
 from megatron_poro.config.run import TrainConfig
@@ -278,6 +278,7 @@ def _speed(config: TrainConfig, plan: RunPlan, devices: int) -> SpeedOfRun:
         sequence_length=plan.sequence_length,
         samples=plan.samples_per_step,
         recompute=config.engine.recompute,
+        recomputed_layers=recomputed_layers(config),
     )
     return SpeedOfRun(
         flops, tokens_per_step=plan.tokens_per_step, devices=devices, peak_tflops=config.metrics.peak_tflops

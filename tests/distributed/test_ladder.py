@@ -5,6 +5,7 @@ starts from the same full tensors. Tolerances are those of docs/numerics.md.
 """
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,27 @@ def test_compiled_blocks_of_a_grid_train_as_one_process_does(sequence: bool, rec
     found, compiled = run_ranks(train_compiled, config, Topology(tensor=2, pipeline=2), world=4)[0]
     assert_same(found, control(Precision.FP32, 0.2), tolerance=1e-4, weights=5e-4)
     assert compiled["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "schedule", "counts"),
+    [
+        ((1, 1, 1), PipelineSchedule.ONE_F_ONE_B, [3]),
+        ((2, 2, 1), PipelineSchedule.ONE_F_ONE_B, [2, 1]),
+        ((1, 2, 1), PipelineSchedule.DUALPIPEV, [1, 2]),
+    ],
+)
+@pytest.mark.parametrize("recompute", [Recompute.SELECTIVE, Recompute.FULL])
+def test_blocks_that_are_recomputed_change_no_bit(
+    layout: tuple[int, int, int], schedule: PipelineSchedule, counts: list[int], recompute: Recompute
+) -> None:
+    """Some blocks of each rank, against none: losses, gradient norms and all values after three steps."""
+    options: dict[str, Any] = {"pipeline_schedule": schedule, "hidden_dropout": 0.2, "attention_dropout": 0.2}
+    kept = at_layout(tiny_config(**options), layout)
+    again = at_layout(tiny_config(recompute=recompute, recompute_blocks=counts, **options), layout)
+    assert (again.losses, again.norms) == (kept.losses, kept.norms)
+    for name, values in kept.values.items():
+        assert torch.equal(again.values[name], values), name
 
 
 def test_attention_dropout_draws_the_same_masks_again_when_recomputed() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_poro.config.fit_rules import FIT_RULES
-from megatron_poro.config.run import EngineKind, PipelineSchedule, TrainConfig
+from megatron_poro.config.run import EngineKind, PipelineSchedule, Recompute, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.config.value_rules import VALUE_RULES
 from megatron_poro.errors import ConfigError
@@ -128,6 +128,18 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
     ("compiled_code_is_not_reproducible", {"engine__compile": True, "engine__reproducible": True}, None,
      "engine.compile=true gives bits that depend on the compiler, and engine.reproducible=true promises the same ones "
      "everywhere. Set one of them to false.", {"engine__compile": True}),
+    ("recomputed_blocks_are_there", {"engine__recompute_blocks": [1, 2], "engine__recompute": Recompute.NONE}, None,
+     "engine.recompute_blocks=[1, 2] has no meaning with engine.recompute=none. Set engine.recompute to selective or "
+     "full, or engine.recompute_blocks to null.",
+     {"engine__recompute_blocks": [1, 2], "engine__recompute": Recompute.SELECTIVE}),
+    ("recomputed_blocks_are_there", {"engine__recompute_blocks": [1]}, None,
+     "engine.recompute_blocks=[1] has 1 numbers, but parallel.pipeline=2. Give one number for each pipeline rank, or "
+     "null for all blocks.", {"engine__recompute_blocks": [1, 0]}),
+    ("recomputed_blocks_are_there", {"engine__recompute_blocks": [3, 2]}, None,
+     "engine.recompute_blocks=[3, 2] asks for 5 blocks, of model.num_layers=4. Use numbers of 0 or more, each at most "
+     "the blocks of its pipeline rank.", {"engine__recompute_blocks": [2, 2]}),
+    ("recomputed_blocks_are_there", {"engine__recompute_blocks": [-1, 2]}, None, "asks for 1 blocks",
+     {"engine__recompute_blocks": None}),
     ("local_engine_is_one_process", LOCAL, 2, "engine.kind=local is one process, not 2 (", {"parallel__pipeline": 1}),
     ("dualpipev_fits", {"parallel__pipeline": 1, **DUAL}, None,
      "engine.pipeline_schedule=dualpipev needs parallel.pipeline of 2 or more, not 1. Use 1f1b.", DUAL),

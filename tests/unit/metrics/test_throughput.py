@@ -44,6 +44,8 @@ def test_recomputation_changes_hardware_but_not_model_flops(recompute: Recompute
     blocks = 24 * 3 * 2048 * 7168**2 * 54 + attention
     again = {Recompute.NONE: 0, Recompute.SELECTIVE: attention, Recompute.FULL: blocks}[recompute]
     assert flops.hardware - flops.model == pytest.approx(again)
+    some = step_flops(**_PORO, samples=3, recompute=recompute, recomputed_layers=27)
+    assert some.hardware - some.model == pytest.approx(again / 2)
 
 
 def test_model_flops_are_six_per_parameter_and_token_plus_attention() -> None:

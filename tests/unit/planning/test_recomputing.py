@@ -1,0 +1,116 @@
+"""The recomputation that just fits: it does, one block less does not, and it costs the least time."""
+
+import dataclasses
+
+import pytest
+
+from megatron_poro.cli.main import main
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
+from megatron_poro.errors import ConfigError
+from megatron_poro.planning.forecast import forecast
+from megatron_poro.planning.memory import rank_memory
+from megatron_poro.planning.recomputing import (
+    fewest_blocks,
+    least_recomputation,
+    recompute_words,
+    with_recompute,
+)
+from megatron_poro.planning.search import search
+from tests.unit.planning.configs import lumi_g, poro
+
+OPTIONS = {"world_size": 1024, "backend": AttentionBackend.EAGER}
+
+
+def at(schedule: PipelineSchedule, recompute: Recompute, *, pipeline: int = 4) -> TrainConfig:
+    config = with_recompute(poro(), recompute)
+    config.engine.pipeline_schedule = schedule
+    config.parallel.pipeline, config.parallel.data = pipeline, 512 // pipeline
+    return config
+
+
+def bytes_of_ranks(config: TrainConfig) -> list[float]:
+    return [part.total for part in rank_memory(config, **OPTIONS)]
+
+
+@pytest.mark.parametrize("schedule", list(PipelineSchedule))
+@pytest.mark.parametrize("recompute", [Recompute.SELECTIVE, Recompute.FULL])
+@pytest.mark.parametrize("pipeline", [2, 4, 8])
+def test_it_fits_and_one_block_less_on_any_rank_does_not(
+    schedule: PipelineSchedule, recompute: Recompute, pipeline: int
+) -> None:
+    config = at(schedule, recompute, pipeline=pipeline)
+    # half-way between what all blocks recomputed need, and none
+    room = (max(bytes_of_ranks(config)) + max(bytes_of_ranks(with_recompute(config, Recompute.NONE)))) / 2
+    machine = dataclasses.replace(lumi_g(), device_memory_bytes=int(room), reserved_bytes=0)
+    found = fewest_blocks(config, machine, **OPTIONS)
+    assert found is not None
+    counts = found.engine.recompute_blocks
+    assert counts is not None
+    assert len(counts) == pipeline
+    assert 0 < sum(counts) < 54
+    assert max(bytes_of_ranks(found)) <= room
+    for rank, count in enumerate(counts):
+        if count:
+            fewer = [*counts[:rank], count - 1, *counts[rank + 1 :]]
+            assert bytes_of_ranks(with_recompute(config, recompute, fewer))[rank] > room
+
+
+def test_a_device_with_room_for_all_needs_none_and_one_without_cannot_be_helped() -> None:
+    large = dataclasses.replace(lumi_g(), device_memory_bytes=500_000_000_000)
+    least = least_recomputation(poro(), large, **OPTIONS)
+    assert least is not None
+    assert least.engine.recompute is Recompute.NONE
+    small = dataclasses.replace(lumi_g(), device_memory_bytes=30_000_000_000)
+    assert least_recomputation(poro(), small, **OPTIONS) is None
+
+
+def test_all_blocks_are_null() -> None:
+    needed = max(part.total for part in rank_memory(poro(), **OPTIONS))
+    tight = dataclasses.replace(lumi_g(), reserved_bytes=0, device_memory_bytes=int(needed) + 1)
+    config = with_recompute(poro(), Recompute.FULL, [13, 14, 14, 13])
+    found = fewest_blocks(config, tight, **OPTIONS)
+    assert found is not None
+    assert found.engine.recompute_blocks != [13, 14, 14, 13]
+    assert bytes_of_ranks(config) == bytes_of_ranks(poro())
+
+
+def test_fewer_blocks_are_less_time() -> None:
+    seconds = [
+        forecast(with_recompute(poro(), Recompute.FULL, counts), lumi_g(), world_size=1024).time.total
+        for counts in (None, [13, 14, 14, 13], [13, 12, 9, 5], [8, 6, 2, 0], [0, 0, 0, 0])
+    ]
+    assert seconds[0] == seconds[1]
+    assert seconds[1:] == sorted(seconds[1:], reverse=True)
+    assert seconds[-1] == forecast(with_recompute(poro(), Recompute.NONE), lumi_g(), world_size=1024).time.total
+
+
+def test_a_number_above_the_blocks_of_its_rank_is_refused_by_a_plan() -> None:
+    with pytest.raises(ConfigError, match=r"recompute_blocks\[0\]=14 is more than the 13 blocks of pipeline rank 0"):
+        rank_memory(with_recompute(poro(), Recompute.FULL, [14, 0, 0, 0]), **OPTIONS)
+
+
+def test_a_search_ranks_what_just_fits_and_the_config_as_it_stands() -> None:
+    config = poro()
+    config.schedule.global_batch_samples, config.parallel.data = 64, 4
+    tight = dataclasses.replace(lumi_g(), device_memory_bytes=60_000_000_000)
+    found = search(config, tight, world_size=32, backend=AttentionBackend.EAGER)
+    fitted = [one for one in found if one.found is not None and one.config.engine.recompute_blocks]
+    assert fitted
+    for one in fitted:
+        assert recompute_words(one.config) in one.name
+        assert one.found is not None
+        assert one.found.fits
+    (own,) = [one for one in found if one.is_own]
+    assert (own.config.engine, own.config.parallel) == (config.engine, config.parallel)
+
+
+def test_the_command_prints_it_as_one_types_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=128"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    (line,) = [line.strip() for line in text.splitlines() if line.startswith("  engine.recompute=")]
+    assert "just fits, with " in text
+    assert main([*words, *line.split()]) == 0
+    text = capsys.readouterr().out
+    assert "TOO LITTLE" not in text
+    assert "just fits, with " not in text, "nothing is left to gain"
