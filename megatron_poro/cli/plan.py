@@ -10,6 +10,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from megatron_poro.cli.columns import columns
+from megatron_poro.cli.plan_search import search_rows
 from megatron_poro.cluster.estimate import Estimate, Speed, estimate
 from megatron_poro.config.cluster import ClusterConfig, SubmitConfig
 from megatron_poro.config.command_line import Selection, add_selection_arguments, parse_selection, selection
@@ -34,7 +36,6 @@ from megatron_poro.planning.memory import attention_on_a_gpu
 from megatron_poro.planning.picture import pipeline_picture
 from megatron_poro.planning.pipeline import simulate
 from megatron_poro.planning.recomputing import least_recomputation, recompute_words, room_for_tensors
-from megatron_poro.planning.search import search
 from megatron_poro.planning.traffic import links
 from megatron_poro.schedule.plan import plan_run
 from megatron_poro.units import format_bytes, format_seconds
@@ -61,7 +62,9 @@ def main(argv: Sequence[str]) -> int:
     world_size = _world_size(config, request)
     backend = attention_on_a_gpu(config)
     if arguments.search:
-        return _search(config, request.hardware, world_size, backend, top=arguments.top)
+        for line in search_rows(config, request.hardware, world_size=world_size, backend=backend, top=arguments.top):
+            print(line)
+        return 0
     validate(config, world_size=world_size)
     found = forecast(config, request.hardware, world_size=world_size, backend=backend)
     jobs = None if cluster is None else _jobs(config, cluster, found)
@@ -140,8 +143,7 @@ def _world_size(config: TrainConfig, request: PlanConfig) -> int:
 
 
 def _print(config: TrainConfig, request: PlanConfig, found: Forecast, *, start: date) -> None:
-    print("\n".join([*_run_rows(config, request, found), "", *_rank_rows(config, request, found)]))
-    print("\n".join([*_recompute_rows(config, request.hardware, found), ""]))
+    print("\n".join([*_run_rows(config, request, found), "", *_rank_rows(config, request, found), ""]))
     print("\n".join([*_time_rows(found), "", *_cost_rows(config, request, found, start=start)]))
 
 
@@ -162,23 +164,20 @@ def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast) -> Ite
     room = room_for_tensors(request.hardware)
     verdict = "" if found.fits else ": TOO LITTLE"
     yield f"one process of each stage; {format_bytes(room)} of memory are for tensors{verdict}"
-    parts = found.memory[0]._fields
-    names = ["stage", "parameters", *parts, "in all", "| sent a step:", *found.traffic[0]._fields]
-    rows = [names]
-    for rank, (layers, memory, traffic) in enumerate(
-        zip(rank_layers(config), found.memory, found.traffic, strict=True)
-    ):
+    memory = [["stage", *found.memory[0]._fields, "in all"]]
+    for rank, parts in enumerate(found.memory):
+        memory.append([str(rank), *(format_bytes(int(size)) for size in (*parts, parts.total))])
+    yield from columns(memory)
+    yield from _recompute_rows(config, request.hardware, found)
+    yield ""
+    yield "and what it sends in a step"
+    sent = [["stage", "blocks", "parameters", *found.traffic[0]._fields, "in all"]]
+    for rank, (layers, traffic) in enumerate(zip(rank_layers(config), found.traffic, strict=True)):
         parameters = held_parameters(layers, config.parallel.tensor)
-        rows.append(
-            [
-                str(rank),
-                f"{parameters:,}",
-                *(format_bytes(int(size)) for size in (*memory, memory.total)),
-                "|",
-                *(format_bytes(int(size)) for size in traffic),
-            ]
-        )
-    yield from _columns(rows)
+        blocks = sum(layer.is_block for layer in layers)
+        sizes = (format_bytes(int(size)) for size in (*traffic, traffic.total))
+        sent.append([str(rank), str(blocks), f"{parameters:,}", *sizes])
+    yield from columns(sent)
 
 
 def _recompute_rows(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> Iterator[str]:
@@ -249,44 +248,11 @@ def _jobs(config: TrainConfig, cluster: ClusterConfig, found: Forecast) -> Estim
 
 def _job_rows(cluster: ClusterConfig, jobs: Estimate) -> Iterator[str]:
     per_hour = cluster.gpu_hours_per_node_hour
-    billed = "" if per_hour is None else f", {jobs.node_hours * per_hour:,.0f} GPU-hours as billed"
+    billed = "" if per_hour is None else f", {jobs.node_hours * per_hour:,.0f} GPU-hours billed"
     yield (
-        f"jobs        {jobs.jobs} of {cluster.train.walltime}, each with {format_seconds(jobs.job_seconds)} for steps; "
+        f"jobs        {jobs.jobs} of {cluster.train.walltime}, {format_seconds(jobs.job_seconds)} of steps each; "
         f"{jobs.node_hours:,.0f} node-hours{billed}"
     )
-
-
-def _columns(rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-
-
-def _search(
-    config: TrainConfig, hardware: HardwareConfig, world_size: int, backend: AttentionBackend, *, top: int
-) -> int:
-    candidates = search(config, hardware, world_size=world_size, backend=backend)
-    working = [one for one in candidates if one.found is not None]
-    rows = [["", "step", "memory", "MFU", "layout"]]
-    for place, one in enumerate(working):
-        if place >= top and not one.is_own:
-            continue
-        assert one.found is not None
-        memory = format_bytes(int(max(part.total for part in one.found.memory)))
-        mark = f"{'* ' if one.is_own else ''}{place + 1}"
-        rows.append([mark, f"{one.found.time.total:.2f} s", memory, f"{one.found.speed.mfu:.1%}", one.name])
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        print("  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
-    print(f"{len(working)} layouts of {len(candidates)} work; * is the config's own. The others:")
-    reasons: dict[str, int] = {}
-    for one in candidates:
-        if one.reason:
-            kind = "needs more memory than there is" if one.reason.startswith("needs ") else one.reason
-            reasons[kind] = reasons.get(kind, 0) + 1
-    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
-        print(f"{count:5}  {reason}")
-    return 0
 
 
 def _simulated(
@@ -314,8 +280,14 @@ def _picture(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> 
     return pipeline_picture(
         timeline,
         found.memory,
+        after=[("sum of gradients", found.time.data), ("optimizer and new weights", found.time.optimizer)],
         device_bytes=hardware.device_memory_bytes,
-        title=f"{config.run.name}: {config.engine.pipeline_schedule.value}, {batch.microbatches} microbatches",
+        room_bytes=room_for_tensors(hardware),
+        title=(
+            f"One step of {config.run.name} on {hardware.name}: tensor {parallel.tensor} x pipeline "
+            f"{parallel.pipeline} x data {batch.data_size}, {config.engine.pipeline_schedule.value}, "
+            f"{batch.microbatches} microbatches of {batch.microbatch_samples}"
+        ),
         num_ranks=parallel.pipeline,
     )
 

@@ -53,7 +53,11 @@ class LayerSize:
 
 def model_layers(model: BloomConfig) -> list[LayerSize]:
     """The layers of a BLOOM model, first to last; the tied head holds a copy of the embedding."""
-    h, v = model.hidden_size, model.vocab_size
+    return list(_layers(model.num_layers, model.hidden_size, model.vocab_size))
+
+
+@functools.cache  # a search asks for the same layers, and for the same cuts of them, again and again
+def _layers(num_layers: int, h: int, v: int) -> tuple[LayerSize, ...]:
     block = LayerSize(
         "blocks",
         # qkv and its bias, out; up and its bias, down
@@ -64,39 +68,43 @@ def model_layers(model: BloomConfig) -> list[LayerSize]:
         attention=2 * h,
         counts=True,
     )
-    return [
+    return (
         LayerSize("embedding", cut=v * h, counts=True),
         LayerSize("embedding_norm", whole=2 * h),
-        *(replace(block, role=f"blocks.{number}") for number in range(model.num_layers)),
+        *(replace(block, role=f"blocks.{number}") for number in range(num_layers)),
         LayerSize("final_norm", whole=2 * h),
         LayerSize("head", cut=v * h, products=v * h, counts=True),
-    ]
+    )
 
 
 def stage_layers(config: TrainConfig) -> list[list[LayerSize]]:
     """The layers of each stage in the order of the model; DualPipeV has two stages for each pipeline rank."""
-    layers = model_layers(config.model)
-    costs: Sequence[tuple[float, bool]] = [(float(layer.products), layer.counts) for layer in layers]
-    weights = weigh(costs, by_cost=config.parallel.stage_split is StageSplit.COST)
-    bounds = _boundaries(tuple(weights), num_stages(config))
-    marked = _marked(config, layers, bounds)
+    model, engine = config.model, config.engine
+    layers = _layers(model.num_layers, model.hidden_size, model.vocab_size)
+    by_cost = config.parallel.stage_split is StageSplit.COST
+    counts = None if engine.recompute_blocks is None else tuple(engine.recompute_blocks)
+    return [list(stage) for stage in _stages(layers, num_stages(config), by_cost, engine.recompute, counts)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _stages(
+    layers: tuple[LayerSize, ...], number: int, by_cost: bool, again: Recompute, counts: tuple[int, ...] | None
+) -> list[tuple[LayerSize, ...]]:
+    """The layers cut into stages, each with what the run recomputes of it."""
+    bounds = _boundaries(layers, number, by_cost)
+    chosen = None if counts is None else recomputed_blocks([layer.is_block for layer in layers], bounds, counts)
+    names = None if chosen is None else {f"blocks.{block}" for block in chosen}
+    marked = tuple(
+        replace(layer, recompute=again) if layer.is_block and (names is None or layer.role in names) else layer
+        for layer in layers
+    )
     return [marked[first:last] for first, last in itertools.pairwise(bounds)]
 
 
-def _marked(config: TrainConfig, layers: list[LayerSize], bounds: Sequence[int]) -> list[LayerSize]:
-    """The layers with what the run recomputes of each."""
-    counts, again = config.engine.recompute_blocks, config.engine.recompute
-    chosen = None if counts is None else recomputed_blocks([layer.is_block for layer in layers], bounds, counts)
-    names = None if chosen is None else {f"blocks.{number}" for number in chosen}
-    return [
-        replace(layer, recompute=again) if layer.is_block and (names is None or layer.role in names) else layer
-        for layer in layers
-    ]
-
-
-@functools.lru_cache(maxsize=256)  # a search asks for the same cut again and again
-def _boundaries(weights: tuple[float, ...], num_stages: int) -> tuple[int, ...]:
-    return stage_boundaries(weights, num_stages)
+@functools.lru_cache(maxsize=256)
+def _boundaries(layers: tuple[LayerSize, ...], number: int, by_cost: bool) -> tuple[int, ...]:
+    weights = weigh([(float(layer.products), layer.counts) for layer in layers], by_cost=by_cost)
+    return stage_boundaries(weights, number)
 
 
 def rank_layers(config: TrainConfig) -> list[list[LayerSize]]:

@@ -1,6 +1,7 @@
 """What a plan predicts: sums that add up, known traffic, published runs, and layouts that are out."""
 
 import dataclasses
+import itertools
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -126,6 +127,26 @@ def test_the_command_prints_the_plan_and_draws_it(tmp_path: Path, capsys: pytest
     root = ElementTree.fromstring(picture.read_text())
     bars = [e for e in root.iter("{http://www.w3.org/2000/svg}title") if "microbatch" in (e.text or "")]
     assert len(bars) == 4 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["parallel.pipeline=8", "parallel.data=64", "engine.pipeline_schedule=dualpipev"]]
+)
+def test_no_words_of_the_picture_lie_on_each_other(words: list[str], tmp_path: Path) -> None:
+    picture = tmp_path / "step.svg"
+    plan = ["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=128", *words]
+    assert main([*plan, "--picture", str(picture)]) == 0
+    root = ElementTree.fromstring(picture.read_text())
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        x, width = float(text.attrib["x"]), 6.5 * len(text.text or "")
+        left = x - width * {"middle": 0.5, "end": 1.0}.get(text.attrib.get("text-anchor", ""), 0.0)
+        assert 0 <= left
+        assert left + width <= float(root.attrib["width"])
+        lines.setdefault(text.attrib["y"], []).append((left, left + width))
+    for spans in lines.values():
+        for (_, end), (start, _) in itertools.pairwise(sorted(spans)):
+            assert end <= start
 
 
 def test_a_layout_that_does_not_fit_the_machine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

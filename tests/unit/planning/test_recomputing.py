@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from megatron_poro.cli.main import main
+from megatron_poro.config.load import load_config
 from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
 from megatron_poro.errors import ConfigError
 from megatron_poro.planning.forecast import forecast
+from megatron_poro.planning.gains import itemised
 from megatron_poro.planning.memory import rank_memory
 from megatron_poro.planning.recomputing import (
     fewest_blocks,
@@ -18,7 +20,8 @@ from megatron_poro.planning.recomputing import (
 from megatron_poro.planning.search import search
 from tests.unit.planning.configs import lumi_g, poro
 
-OPTIONS = {"world_size": 1024, "backend": AttentionBackend.EAGER}
+EAGER = AttentionBackend.EAGER
+OPTIONS = {"world_size": 1024, "backend": EAGER}
 
 
 def at(schedule: PipelineSchedule, recompute: Recompute, *, pipeline: int = 4) -> TrainConfig:
@@ -114,3 +117,42 @@ def test_the_command_prints_it_as_one_types_it(capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert "TOO LITTLE" not in text
     assert "just fits, with " not in text, "nothing is left to gain"
+
+
+def test_the_gains_of_a_search_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=poro_34b", "parallel.data=4", "schedule.global_batch_samples=64"]
+    assert main(["plan", *words, "hardware=lumi_g", "nodes=4", "--search", "--top", "3"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    typed = text.split("as one types it:")[1].split("\n\n")[0].split()
+    found = itemised(load_config(words), load_config([*words, *typed]), lumi_g(), world_size=32, backend=EAGER)
+    assert len(found) >= 3
+    for gain in found:
+        assert gain.words in " ".join(text.split())
+
+
+def test_the_best_layout_of_poro_34b_gains_a_third_and_each_change_some_of_it() -> None:
+    """Layout and counts are those of docs/scaling.md."""
+    best = load_config(
+        [
+            "experiment=poro_34b",
+            "parallel.pipeline=8",
+            "parallel.data=64",
+            "parallel.sequence=true",
+            "engine.pipeline_schedule=dualpipev",
+            "engine.recompute=selective",
+        ]
+    )
+    fewest = fewest_blocks(best, lumi_g(), **OPTIONS)
+    assert fewest is not None
+    found = itemised(poro(), fewest, lumi_g(), **OPTIONS)
+    seconds = [forecast(poro(), lumi_g(), **OPTIONS).time.total]
+    for gain in found:
+        assert gain.alone is not None
+        assert gain.together is not None
+        assert gain.alone.time.total < seconds[0]
+        seconds.append(gain.together.time.total)
+    assert len(found) == 5
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[-1] == forecast(fewest, lumi_g(), **OPTIONS).time.total
+    assert seconds[0] / seconds[-1] >= 1.3
