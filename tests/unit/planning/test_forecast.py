@@ -141,7 +141,7 @@ def test_no_words_of_the_picture_lie_on_each_other(words: list[str], tmp_path: P
     for text in root.iter("{http://www.w3.org/2000/svg}text"):
         x, width = float(text.attrib["x"]), 6.5 * len(text.text or "")
         left = x - width * {"middle": 0.5, "end": 1.0}.get(text.attrib.get("text-anchor", ""), 0.0)
-        assert 0 <= left
+        assert left >= 0
         assert left + width <= float(root.attrib["width"])
         lines.setdefault(text.attrib["y"], []).append((left, left + width))
     for spans in lines.values():
