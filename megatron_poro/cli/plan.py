@@ -203,7 +203,7 @@ def _time_rows(found: Forecast) -> Iterator[str]:
         "compute": "passes through layers, recomputation included",
         "tensor": "sums over the tensor group",
         "bubble": "waiting for other stages",
-        "data": "sum of the gradients over replicas",
+        "data": "what is left of the sums over replicas when passes have ended",
         "optimizer": "update, and gathering the new weights",
     }
     for name, meaning in meanings.items():
@@ -280,7 +280,7 @@ def _picture(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> 
     return pipeline_picture(
         timeline,
         found.memory,
-        after=[("sum of gradients", found.time.data), ("optimizer and new weights", found.time.optimizer)],
+        after=[("rest of the sums of gradients", found.time.data), ("optimizer and new weights", found.time.optimizer)],
         device_bytes=hardware.device_memory_bytes,
         room_bytes=room_for_tensors(hardware),
         title=(

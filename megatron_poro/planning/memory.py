@@ -13,7 +13,7 @@ from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
 from megatron_poro.models.tiles import pairs_in_tiles
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
-from megatron_poro.planning.moments import RankSizes, worst_moment
+from megatron_poro.planning.moments import StageSizes, worst_moment
 from megatron_poro.planning.pipeline import most_kept, work_order
 
 _FP32 = 4
@@ -85,6 +85,17 @@ class TensorSizes:
     def width(self) -> float:
         """Bytes of the residual stream of a microbatch."""
         return self.outside * self.hidden * self.item
+
+    def entrance(self, weight: float) -> float:
+        """Bytes that a layer makes backward whose input is cut along the sequence: its input gathered and the gradient
+        of that, each copied where there are several samples, this rank's part of its sum, and a weight's gradient.
+
+        Args:
+            weight: bytes of the weight.
+        """
+        whole = float(self.tokens * self.hidden * self.item)
+        copies = 2 if self.tokens > self.length else 0
+        return (2 + copies) * whole + max(self.width, weight - (whole if copies else 0.0) + self.width)
 
     def block(self, backend: AttentionBackend, *, selective: bool) -> float:
         """Bytes that a block keeps for its backward pass."""
@@ -172,18 +183,23 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         few = min(batch.microbatches, 4 * parallel.pipeline)
         order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
         left_behind = {
-            stage: _kept(stages[stage], backend, sizes) + _in_pipeline(stage, len(stages), sizes)
+            stage: _kept(stages[stage], backend, sizes) + _in_pipeline(stage, len(stages), parallel.pipeline, sizes)
             for stage in {work.stage for work in order}
         }
         parameters = held_parameters(layers, parallel.tensor)
-        rank_sizes = RankSizes(
-            layers=layers,
-            sizes=sizes,
-            kept=most_kept(order, left_behind),
-            of_one=left_behind[order[0].stage],
-            microbatches=batch.microbatches,
-        )
-        moment = worst_moment(config, rank_sizes, backend=backend)
+        passing = [
+            StageSizes(
+                layers=stages[stage],
+                sizes=sizes,
+                kept=kept,
+                of_one=left_behind[stage],
+                microbatches=batch.microbatches,
+                is_first=rank == 0,
+            )
+            for stage, kept in most_kept(order, left_behind).items()
+        ]
+        moment = max((worst_moment(config, one, backend=backend) for one in passing), key=sum)
+        has_blocks = any(layer.is_block for layer in layers)
         accumulated = _FP32 + (_INT64 if config.engine.reproducible else 0)
         found.append(
             MemoryParts(
@@ -194,7 +210,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
                 recomputed=moment.working,
                 head=moment.head,
                 buffers=moment.buffers,
-                constants=sizes.constants(backend, model.alibi),
+                constants=sizes.constants(backend, model.alibi) if has_blocks else 0.0,
             )
         )
     return found
@@ -206,12 +222,12 @@ def _optimizer(config: TrainConfig, parameters: int, data_size: int) -> float:
     return values * _FP32 * parameters / data_size
 
 
-def _in_pipeline(stage: int, num_stages: int, sizes: TensorSizes) -> float:
+def _in_pipeline(stage: int, num_stages: int, ranks: int, sizes: TensorSizes) -> float:
     """Bytes that DeepSpeed's buffers hold of a microbatch in flight: what a stage was sent, and what it sends on.
 
-    A stage computes with a copy of what it was sent.
+    A stage computes with a copy of what it was sent. Where DualPipeV turns round, both are the same.
     """
-    return sizes.width * ((stage > 0) + (stage < num_stages - 1))
+    return sizes.width * ((stage > 0 and stage != ranks) + (stage < num_stages - 1))
 
 
 def _kept(layers: list[LayerSize], backend: AttentionBackend, sizes: TensorSizes) -> float:
@@ -223,6 +239,8 @@ def _kept(layers: list[LayerSize], backend: AttentionBackend, sizes: TensorSizes
         for layer in layers
     )
     masks = sizes.outside * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
+    if layers[-1].role == "final_norm":  # its output is what is sent
+        ends -= width
     if layers[0].role == "head":  # its input is the final norm's output wherever that is, and not received twice
         ends += width
     return blocks + ends + masks

@@ -39,15 +39,16 @@ class Moment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RankSizes:
-    """What the moments of a rank are made of, in bytes.
+class StageSizes:
+    """What the moments of a stage are made of, in bytes.
 
     Attributes:
-        layers: of the rank.
+        layers: of the stage.
         sizes: of the tensors of a microbatch.
-        kept: most that forward passes have left behind, over all microbatches in flight.
-        of_one: of it, what one microbatch leaves behind.
+        kept: most that forward passes have left behind on the rank while a microbatch is in this stage.
+        of_one: of it, what this microbatch leaves behind.
         microbatches: of a step.
+        is_first: whether the stage is on the first pipeline rank.
     """
 
     layers: Sequence[LayerSize]
@@ -55,6 +56,7 @@ class RankSizes:
     kept: float
     of_one: float
     microbatches: int
+    is_first: bool
 
     @property
     def width(self) -> float:
@@ -71,7 +73,7 @@ class RankSizes:
         return any(layer.role == role for layer in self.layers)
 
 
-def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBackend) -> Moment:
+def worst_moment(config: TrainConfig, rank: StageSizes, *, backend: AttentionBackend) -> Moment:
     """The moment at which a process of a rank holds most.
 
     Args:
@@ -79,20 +81,34 @@ def worst_moment(config: TrainConfig, rank: RankSizes, *, backend: AttentionBack
         rank: its sizes.
         backend: the attention kernel that will run, not ``auto``.
     """
+    dual = config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV
     received = rank.width if config.parallel.pipeline > 1 else 0.0
     # the stage of the loss has two buffers for outputs, and drops logits with their graph when one is used again
-    buffers = min(2, rank.microbatches) if config.engine.pipeline_schedule is PipelineSchedule.ONE_F_ONE_B else 1
+    buffers = 1 if dual else min(2, rank.microbatches)
     logits = _logits(config, rank)
     # which holds what the stage received, and its gradient
     graph = 2 * rank.width if rank.has("head") and not rank.has("embedding") else 0.0
     matrix = config.model.vocab_size / config.parallel.tensor * config.model.hidden_size * rank.sizes.item
-    rest = Moment(rank.kept, (buffers - 1) * graph, buffers * logits, received)
-    moments = [rest, *(_at_block(config, rank, rest, number, backend) for number in _telling_blocks(rank.blocks))]
+    ahead = back = Moment(rank.kept, (buffers - 1) * graph, buffers * logits, received)
+    if dual:
+        # the gradient that a pass back has used, and the one that the next will; and the graph of the last loss
+        loss = 2 * rank.width if rank.is_first else 0.0
+        # the first rank, whose own loss begins one half of the passes back, has used none if the pipeline just fills
+        used = 0.0 if rank.is_first and rank.microbatches == 2 * config.parallel.pipeline else rank.width
+        ahead = ahead._replace(buffers=received + rank.width + used + loss)
+        back = back._replace(buffers=received + rank.width + (0.0 if rank.has("head") else loss))
+    moments = [ahead, back]
     if rank.has("head"):
-        moments.append(_in_the_loss(rank, rest, logits, graph, matrix))
+        moments += _in_the_loss(rank, ahead, back, logits, 0.0 if dual else graph, matrix)
+        if rank.has("embedding"):  # one matrix in one graph: the head's gradient waits for the embedding's
+            back = back._replace(working=back.working + matrix)
+    for number in _telling_blocks(rank.blocks):
+        moments += _at_block(config, rank, ahead, back, number, backend)
     if rank.has("embedding"):
-        made = rest.working + (2 if config.parallel.tensor > 1 else 1) * rank.width + matrix
-        moments.append(rest._replace(activations=rest.activations - rank.of_one, working=made))
+        made = back.working + (2 if config.parallel.tensor > 1 else 1) * rank.width + matrix
+        moments.append(back._replace(activations=back.activations - rank.of_one, working=made))
+        if not rank.blocks:  # the gradient of the norm's input
+            moments.append(back._replace(working=back.working + rank.width))
     return max(moments, key=sum)
 
 
@@ -102,18 +118,25 @@ def _telling_blocks(blocks: Sequence[Recompute]) -> list[int]:
     return [n for n in range(len(blocks)) if n in (0, last) or blocks[n] is not blocks[n + 1]]
 
 
-def _at_block(config: TrainConfig, rank: RankSizes, rest: Moment, number: int, backend: AttentionBackend) -> Moment:
-    """A block of a stage: those behind it have gone back."""
+def _at_block(
+    config: TrainConfig, rank: StageSizes, ahead: Moment, back: Moment, number: int, backend: AttentionBackend
+) -> list[Moment]:
+    """A block of a stage, forward and backward: those behind it are not there yet, or have gone back."""
     blocks = rank.blocks
-    gone = sum(rank.sizes.kept_block(backend, recompute) for recompute in blocks[number + 1 :])
-    rest = rest._replace(activations=rest.activations - gone)
-    return _in_a_block(config, rank, rest, blocks[number], backend)
+    behind = sum(rank.sizes.kept_block(backend, recompute) for recompute in blocks[number + 1 :])
+    # behind the final norm's backward pass its input and output are gone, and a gradient is there
+    behind += rank.width if rank.has("head") else 0.0
+    forward, backward = _in_a_block(config, rank, blocks[number], backend)
+    return [
+        rest._replace(activations=rest.activations - behind, working=rest.working + working)
+        for rest, working in ((ahead, forward), (back, backward))
+    ]
 
 
 def _in_a_block(
-    config: TrainConfig, rank: RankSizes, rest: Moment, recompute: Recompute, backend: AttentionBackend
-) -> Moment:
-    """A block: its attention forward, or its feed-forward layer backward."""
+    config: TrainConfig, rank: StageSizes, recompute: Recompute, backend: AttentionBackend
+) -> tuple[float, float]:
+    """What a block makes beside what it keeps, forward and backward, with what it computes again."""
     sizes, width = rank.sizes, rank.width
     attention_width = sizes.tokens * sizes.hidden / sizes.tensor * sizes.item
     whole = sizes.block(backend, selective=False) - width  # its input is kept in any case
@@ -121,36 +144,41 @@ def _in_a_block(
     # of the attention: the norm's output and statistics, queries, keys and values in one, and the core
     attention = width + 2 * sizes.tokens * sizes.item + 3 * attention_width + core
     # gradients of GELU's output and of the weight that it is multiplied with, beside all that the block has kept
-    feed_forward = 4 * attention_width + 4 * sizes.hidden**2 / sizes.tensor * sizes.item
+    weight = 4 * sizes.hidden**2 / sizes.tensor * sizes.item
+    feed_forward = 4 * attention_width + weight
+    if sizes.sequence:  # of the layer before it: GELU's gradient, and its input gathered; what GELU kept is gone
+        feed_forward = max(feed_forward, sizes.entrance(weight) - 4 * attention_width)
     # in a forward pass the stage's output is not there yet; at its end the attended and the expanded residual are
-    output = 2 * width if rank.has("head") else width
+    output = 2 * width if rank.has("final_norm") else width
     end = (1 + (3 if sizes.drops else 2 if sizes.tensor > 1 else 1)) * width
     # softmax backward has two gradients of the weights of every pair, and what followed it is gone
-    back = _softmax_backward(sizes, backend) - 8 * attention_width - width
+    softmax = _softmax_backward(sizes, backend) - 8 * attention_width - width
     # the loss of the microbatch before has not let go of its graph where a forward pass is under way
     earlier = 3 * width if rank.has("head") and rank.microbatches > 2 else 0.0
     core_again = max(core, _core_backward(sizes, backend))
     # the gradient behind a mask; where nothing follows the last product, recomputation ends before it
     masked = width if sizes.drops else 0.0
-    working = {
-        Recompute.FULL: max(attention, whole + feed_forward, whole + end if sizes.drops else 0.0) + masked,
-        Recompute.SELECTIVE: max(core_again - 9 * attention_width - 2 * width, feed_forward + masked, end - output),
-        Recompute.NONE: max(attention - whole - output + earlier, feed_forward + masked, end - output, back),
-    }[recompute]
-    # behind the final norm's backward pass its input and output are gone, and a gradient is there
-    behind = -width if rank.has("head") else 0.0
-    return rest._replace(activations=rest.activations + behind, working=rest.working + working)
+    if recompute is Recompute.FULL:
+        again = max(attention, whole + feed_forward, whole + end if sizes.drops else 0.0, whole + softmax)
+        return attention, again + masked
+    if recompute is Recompute.SELECTIVE:
+        around = -9 * attention_width - 2 * width
+        return max(core + around, end - output), max(core_again + around, feed_forward + masked)
+    return max(attention - whole - output + earlier, end - output), max(feed_forward + masked, softmax)
 
 
-def _in_the_loss(rank: RankSizes, rest: Moment, logits: float, graph: float, matrix: float) -> Moment:
-    """Cross entropy or the head backward."""
+def _in_the_loss(
+    rank: StageSizes, ahead: Moment, back: Moment, logits: float, graph: float, matrix: float
+) -> list[Moment]:
+    """Cross entropy, and the head backward."""
     chunk = _FP32 * min(logits / rank.sizes.item, LOSS_CHUNK)
     # new logits are there before the buffer lets old ones go; their gradient takes their place
-    forward = max(chunk, logits + graph if rank.microbatches > 2 else 0.0)
-    return rest._replace(head=rest.head + max(forward, matrix + rank.width))
+    forward = max(chunk, logits + graph if rank.microbatches > 2 and graph else 0.0)
+    backward = rank.sizes.entrance(matrix) if rank.sizes.sequence else matrix + rank.width
+    return [ahead._replace(head=ahead.head + forward), back._replace(head=back.head + backward)]
 
 
-def _logits(config: TrainConfig, rank: RankSizes) -> float:
+def _logits(config: TrainConfig, rank: StageSizes) -> float:
     if not rank.has("head"):
         return 0.0
     return rank.sizes.tokens * config.model.vocab_size / config.parallel.tensor * rank.sizes.item
@@ -158,15 +186,23 @@ def _logits(config: TrainConfig, rank: RankSizes) -> float:
 
 def _softmax_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
     """Two gradients of the eager kernel's attention weights, less what was kept for later steps."""
-    if backend is not AttentionBackend.EAGER:
-        return 0.0
     pairs = sizes.tokens * sizes.length * sizes.heads / sizes.tensor
+    if backend is AttentionBackend.SDPA:
+        return 2 * pairs * _FP32
+    if backend is AttentionBackend.FLASH:
+        return 0.0
     gone = (1 + sizes.item) if sizes.drops_weights else 0
     return pairs * (2 * sizes.item - gone)
 
 
 def _core_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
-    """What the eager kernel holds when dropped weights, computed again, go back: they are there, and a gradient."""
+    """What a kernel holds when attention weights, computed again, go back: they are there, and gradients.
+
+    Without dropout the eager kernel holds more of them forward.
+    """
+    if backend is AttentionBackend.SDPA:
+        pairs = sizes.tokens * sizes.length * sizes.heads / sizes.tensor
+        return (4 * sizes.tokens * sizes.hidden / sizes.tensor + 3 * pairs) * _FP32
     if backend is not AttentionBackend.EAGER or not sizes.drops_weights:
         return 0.0
     width = sizes.tokens * sizes.hidden / sizes.tensor * sizes.item

@@ -187,19 +187,23 @@ def step_seconds(
     return total, 1.0 - busy / (total * ranks)
 
 
-def most_kept(order: Sequence[Work], per_microbatch: Mapping[int, float]) -> float:
+def most_kept(order: Sequence[Work], per_microbatch: Mapping[int, float]) -> dict[int, float]:
     """Most that a rank holds at a time of what forward passes leave behind for their backward passes.
 
     Args:
         order: the rank's work.
         per_microbatch: what one microbatch leaves behind on each of the rank's stages, in any unit; a stage that is not
             there leaves nothing.
+
+    Returns:
+        For each stage, the most while a microbatch is in it, what this one leaves behind included.
     """
-    held = most = 0.0
+    held, most = 0.0, dict.fromkeys((work.stage for work in order), 0.0)
     for work in order:
         left = per_microbatch.get(work.stage, 0.0)
-        held += left if work.kind is Pass.FORWARD else -left
-        most = max(most, held)
+        held += left if work.kind is Pass.FORWARD else 0.0
+        most[work.stage] = max(most[work.stage], held)
+        held -= left if work.kind is Pass.BACKWARD else 0.0
     return most
 
 

@@ -1,10 +1,11 @@
-"""Small configs drawn by a seed, and one rank of each."""
+"""Small configs of every kind drawn by a seed, and one rank of each."""
 
 import dataclasses
 import random
 from typing import NamedTuple
 
-from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
+from megatron_poro.planning.layers import rank_layers
 from tests.support.tiny import tiny_config
 
 
@@ -17,33 +18,43 @@ class Drawn(NamedTuple):
 
 
 def drawn(seed: int) -> Drawn:
-    """A 1F1B run of a few blocks on up to 64 processes, with two microbatches or more.
+    """A run of a few blocks on up to 64 processes.
 
-    It is wide enough that tensors of one number per token, which the plan leaves out, do not count.
+    Of either schedule, with one microbatch too, of all kernels, with and without a cut sequence, dropout, recomputation
+    of all blocks or of some. It is wide enough that tensors of one number per token, which the plan leaves out, do not
+    count.
     """
     choose = random.Random(seed)
-    tensor, pipeline, data = choose.choice([1, 2, 4]), choose.choice([1, 2, 3, 4]), choose.choice([1, 2, 4])
-    heads, samples, dropout = choose.choice([4, 8]), choose.choice([1, 2, 3]), choose.choice([0.0, 0.1])
-    microbatches = choose.choice([2, 4, 6])
+    schedule = choose.choice(list(PipelineSchedule))
+    dual = schedule is PipelineSchedule.DUALPIPEV
+    tensor, data = choose.choice([1, 2, 4]), choose.choice([1, 2, 4])
+    pipeline = choose.choice([2, 3, 4] if dual else [1, 2, 3, 4])
+    stages = pipeline * (2 if dual else 1)
+    heads, samples, dropout = choose.choice([4, 8]), choose.choice([1, 2, 3]), choose.choice([0.0, 0.0, 0.1])
+    microbatches = 2 * pipeline + choose.choice([0, 1, 4]) if dual else choose.choice([1, 2, 4, 6])
+    kernels = [AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH]
     config = tiny_config(
+        pipeline_schedule=schedule,
         precision=choose.choice([Precision.BF16, Precision.BF16, Precision.FP32]),
         recompute=choose.choice(list(Recompute)),
-        attention=choose.choice(
-            [AttentionBackend.EAGER] if dropout else [AttentionBackend.EAGER, AttentionBackend.FLASH]
-        ),
+        attention=choose.choice([AttentionBackend.EAGER] if dropout else kernels),
         microbatch=samples,
         global_batch=samples * microbatches * data,
-        num_layers=choose.randint(max(2, pipeline - 1), 8),
-        hidden_size=heads * choose.choice([16, 24, 32]),
+        num_layers=choose.randint(max(2, stages - 2), max(8, stages + 2)),
+        hidden_size=heads * choose.choice([24, 32, 48]),
         num_heads=heads,
         vocab_size=tensor * choose.choice([100, 250, 600]),
         hidden_dropout=dropout,
         attention_dropout=dropout,
+        sequence=choose.choice([False, tensor > 1]),
     )
     config = dataclasses.replace(
         config,
         parallel=dataclasses.replace(config.parallel, tensor=tensor, pipeline=pipeline, data=data),
         data=dataclasses.replace(config.data, sequence_length=choose.choice([16, 64, 128, 300])),
     )
+    if config.engine.recompute is not Recompute.NONE and choose.random() < 0.5:
+        blocks = [sum(layer.is_block for layer in layers) for layers in rank_layers(config)]
+        config.engine.recompute_blocks = [choose.randint(0, number) for number in blocks]
     world_size = tensor * pipeline * data
     return Drawn(config, world_size, choose.randrange(world_size))

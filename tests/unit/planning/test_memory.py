@@ -1,7 +1,5 @@
 """What a plan says of memory is what autograd keeps and what the engine holds."""
 
-import random
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +12,6 @@ from megatron_poro.models.bloom import BlockOptions, bloom_plan
 from megatron_poro.models.init import build_layer
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.topology import Topology
-from megatron_poro.planning.layers import rank_layers
 from megatron_poro.planning.memory import TensorSizes, attention_on_a_gpu, rank_memory
 from megatron_poro.simulation.rank import simulate_rank
 from tests.support.ranks import run_ranks
@@ -143,20 +140,9 @@ def test_poro_34b_needs_what_its_engine_holds() -> None:
     assert parts[0].head == 0 < parts[3].head
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(50))
 def test_a_simulated_rank_holds_what_is_planned_within_two_per_cent(seed: int) -> None:
     config, world_size, rank = drawn(seed)
-    backend = config.engine.attention
-    seen = simulate_rank(config, rank=rank, world_size=world_size, backend=backend)
-    planned = rank_memory(config, world_size=world_size, backend=backend)[seen.coordinate.pipeline]
-    assert planned.total == pytest.approx(seen.peak_bytes, rel=0.02)
-
-
-@pytest.mark.parametrize("seed", [0, 3, 5, 24, 33, 35])
-def test_a_rank_that_recomputes_some_of_its_blocks_holds_what_is_planned(seed: int) -> None:
-    config, world_size, rank = drawn(seed)
-    blocks = [sum(layer.is_block for layer in layers) for layers in rank_layers(config)]
-    config.engine.recompute_blocks = [random.Random(seed).randint(0, number) for number in blocks]
     backend = config.engine.attention
     seen = simulate_rank(config, rank=rank, world_size=world_size, backend=backend)
     planned = rank_memory(config, world_size=world_size, backend=backend)[seen.coordinate.pipeline]

@@ -136,11 +136,10 @@ def test_the_best_layout_of_poro_34b_gains_a_third_and_each_change_some_of_it() 
     best = load_config(
         [
             "experiment=poro_34b",
-            "parallel.pipeline=8",
-            "parallel.data=64",
             "parallel.sequence=true",
             "engine.pipeline_schedule=dualpipev",
             "engine.recompute=selective",
+            "parallel.stage_split=cost",
         ]
     )
     fewest = fewest_blocks(best, lumi_g(), **OPTIONS)
