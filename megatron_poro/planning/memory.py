@@ -195,6 +195,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
                 of_one=left_behind[stage],
                 microbatches=batch.microbatches,
                 is_first=rank == 0,
+                in_order=len(stages) == parallel.pipeline,
             )
             for stage, kept in most_kept(order, left_behind).items()
         ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.planning.layers import LayerSize
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class StageSizes:
         of_one: of it, what this microbatch leaves behind.
         microbatches: of a step.
         is_first: whether the stage is on the first pipeline rank.
+        in_order: whether the schedule is 1F1B.
     """
 
     layers: Sequence[LayerSize]
@@ -57,6 +58,7 @@ class StageSizes:
     of_one: float
     microbatches: int
     is_first: bool
+    in_order: bool
 
     @property
     def width(self) -> float:
@@ -81,7 +83,7 @@ def worst_moment(config: TrainConfig, rank: StageSizes, *, backend: AttentionBac
         rank: its sizes.
         backend: the attention kernel that will run, not ``auto``.
     """
-    dual = config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV
+    dual = not rank.in_order
     received = rank.width if config.parallel.pipeline > 1 else 0.0
     # the stage of the loss has two buffers for outputs, and drops logits with their graph when one is used again
     buffers = 1 if dual else min(2, rank.microbatches)
@@ -145,7 +147,9 @@ def _in_a_block(
     attention = width + 2 * sizes.tokens * sizes.item + 3 * attention_width + core
     # gradients of GELU's output and of the weight that it is multiplied with, beside all that the block has kept
     weight = 4 * sizes.hidden**2 / sizes.tensor * sizes.item
-    feed_forward = 4 * attention_width + weight
+    # with the gradient behind it, gathered where the sequence is cut
+    gathered = sizes.tensor * width if sizes.sequence else 0.0
+    feed_forward = 4 * attention_width + weight + gathered
     if sizes.sequence:  # of the layer before it: GELU's gradient, and its input gathered; what GELU kept is gone
         feed_forward = max(feed_forward, sizes.entrance(weight) - 4 * attention_width)
     # in a forward pass the stage's output is not there yet; at its end the attended and the expanded residual are
@@ -159,12 +163,13 @@ def _in_a_block(
     # the gradient behind a mask; where nothing follows the last product, recomputation ends before it
     masked = width if sizes.drops else 0.0
     if recompute is Recompute.FULL:
-        again = max(attention, whole + feed_forward, whole + end if sizes.drops else 0.0, whole + softmax)
+        again = max(attention + gathered, whole + feed_forward, whole + end if sizes.drops else 0.0, whole + softmax)
         return attention, again + masked
     if recompute is Recompute.SELECTIVE:
         around = -9 * attention_width - 2 * width
         return max(core + around, end - output), max(core_again + around, feed_forward + masked)
-    return max(attention - whole - output + earlier, end - output), max(feed_forward + masked, softmax)
+    ended = earlier if rank.in_order and not rank.has("embedding") else 0.0
+    return max(attention - whole - output + earlier, end - output + ended), max(feed_forward + masked, softmax)
 
 
 def _in_the_loss(
