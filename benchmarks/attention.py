@@ -1,7 +1,7 @@
 """Attention kernels with ALiBi, forward and backward, in turn: milliseconds, and what the choice of ``auto`` rests on.
 
 ``python -m benchmarks.attention [--rounds N]``, on an idle machine. As in training queries, keys and values are parts
-of one tensor, denormals are flushed and memory that was freed is kept.
+of one tensor, denormals are flushed and memory that was freed is kept. ``tiled`` is compiled, as where it is used.
 """
 
 import argparse
@@ -16,9 +16,10 @@ from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.models.attention import attention
+from megatron_poro.parallel.compiling import compiled
 from megatron_poro.parallel.groups import AxisGroup
 
-KERNELS = (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH)
+KERNELS = (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.FLASH, AttentionBackend.TILED)
 SHAPES = ((4, 8, 128, 64), (4, 8, 256, 64), (4, 8, 512, 64), (2, 8, 1024, 64), (1, 8, 2048, 64), (1, 4, 2048, 128))
 """Batch, heads, length, head size."""
 
@@ -52,7 +53,8 @@ def _race(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> 
         for kernel in KERNELS:
             began = time.perf_counter()
             query, keys, values = packed.permute(3, 0, 2, 1, 4)
-            attended: Tensor = attention(query, keys, values, alibi, backend=kernel)
+            compute = compiled(attention) if kernel is AttentionBackend.TILED else attention
+            attended: Tensor = compute(query, keys, values, alibi, backend=kernel)
             torch.autograd.grad(attended, packed, gradient)
             seconds[kernel].append(time.perf_counter() - began)
     return {kernel: statistics.median(taken[1:]) for kernel, taken in seconds.items()}

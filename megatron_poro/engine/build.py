@@ -175,7 +175,6 @@ def attention_kernel(config: TrainConfig, device: torch.device) -> AttentionBack
         length=config.data.sequence_length,
         dropout=config.model.attention_dropout,
         compiled=config.engine.compile,
-        dtype=weight_dtype(config.engine.precision),
     )
 
 

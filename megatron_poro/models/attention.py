@@ -23,8 +23,8 @@ from megatron_poro.models.tiled_attention import tiled_attention
 from megatron_poro.parallel.rng import DropoutKey, dropout
 
 EAGER_LENGTH_LIMIT = 512
-"""On a CPU eager attention is faster up to this length and flash above it (``python -m benchmarks.attention``);
-compiled code takes ``tiled`` for ``eager``, and in bf16 at any length."""
+"""On a CPU eager attention is faster up to this length, in compiled code ``tiled``, and flash above it
+(``python -m benchmarks.attention``)."""
 
 _EXTRA_COLUMNS = 8
 """Head dimensions that ``flash`` adds: three are used, and kernels want a multiple of eight."""
@@ -37,7 +37,6 @@ def choose_backend(
     length: int,
     dropout: float,
     compiled: bool = False,
-    dtype: torch.dtype = torch.bfloat16,
 ) -> AttentionBackend:
     """The kernel that will run.
 
@@ -47,7 +46,6 @@ def choose_backend(
         length: tokens per sample.
         dropout: probability of dropping an attention weight.
         compiled: ``engine.compile``.
-        dtype: format of queries, keys and values.
 
     Raises:
         ConfigError: for ``flex`` without a GPU, or a fused kernel with attention dropout (its mask could not be
@@ -56,12 +54,9 @@ def choose_backend(
     if wanted is AttentionBackend.AUTO:
         if dropout > 0.0:
             return AttentionBackend.EAGER
-        if device.type != "cpu":
+        if device.type != "cpu" or length > EAGER_LENGTH_LIMIT:
             return AttentionBackend.FLASH
-        short = length <= EAGER_LENGTH_LIMIT
-        if compiled and (short or dtype is torch.bfloat16):
-            return AttentionBackend.TILED
-        return AttentionBackend.EAGER if short else AttentionBackend.FLASH
+        return AttentionBackend.TILED if compiled else AttentionBackend.EAGER
     if wanted is AttentionBackend.FLEX and device.type == "cpu":
         raise ConfigError("engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa or auto.")
     if wanted is not AttentionBackend.EAGER and dropout > 0.0:

@@ -107,10 +107,10 @@ class _CrossEntropy(torch.autograd.Function):
         flat, scale = gradient.flatten(0, -2), gradients[0].flatten().unsqueeze(-1)
         scaled_softmax_ = compiled(_scaled_softmax_) if ctx.compiles else _scaled_softmax_by_chunks_
         scaled_softmax_(flat, normalizer.flatten().unsqueeze(-1), scale)
-        # softmax minus one-hot, where the label is here
-        of_target = torch.expm1(target - normalizer).flatten().unsqueeze(-1) * scale
-        local, here = local.flatten().unsqueeze(-1), (~elsewhere).flatten().unsqueeze(-1)
-        flat.scatter_(-1, local, torch.where(here, of_target.to(flat.dtype), flat.gather(-1, local)))
+        # softmax minus one-hot, where the label is here; scatter_ would copy all logits
+        places = torch.arange(len(flat), device=flat.device), local.flatten()
+        of_target = (torch.expm1(target - normalizer).flatten() * scale.squeeze(-1)).to(flat.dtype)
+        flat[places] = torch.where(elsewhere.flatten(), flat[places], of_target)
         return gradient, None, None, None
 
 
