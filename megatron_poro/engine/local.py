@@ -1,10 +1,12 @@
 """A training step in one process with plain torch: the control of every proof, the debugger, the quick start.
 
 It computes what the pipeline engine computes: weights and activations in the run's format, fp32 masters and moments,
-and gradients of each microbatch added up in fp32.
+and gradients of each microbatch added up in fp32. A gradient is taken the moment autograd has made it, and its sum is
+held from then to the end of the step only: next to the logits of the first microbatch there is none yet.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +78,13 @@ class LocalEngine:
         self._objective, self._config, self._clock, self._device = objective, optimizer, clock, device
         self._parameters = dict(self.model.named_parameters())
         self._masters = {name: _master(parameter) for name, parameter in self._parameters.items()}
-        self._gradients = {name: torch.zeros_like(master) for name, master in self._masters.items()}
-        self._is_summed: set[str] = set()  # names whose gradient holds something of this step
-        for name, master in self._masters.items():
-            master.grad = self._gradients[name]
+        self._gradients: dict[str, Tensor] = {}
         self._optimizer = adamw(
             parameter_groups(self._masters.values(), optimizer), optimizer, reproducible=reproducible
         )
         prepare_state(self._optimizer)
+        for name, parameter in self._parameters.items():
+            parameter.register_post_accumulate_grad_hook(partial(self._take, name))  # type: ignore[no-untyped-call]
         self._sums: StepSums
         if reproducible:
             self._sums = ExactSums(
@@ -126,15 +127,14 @@ class LocalEngine:
             taken = may_step(gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world)
             if taken:
                 clip_(self._gradients.values(), norm=totals.grad_norm, clip_norm=self._config.clip_norm)
-                set_learning_rate(self._optimizer, learning_rate)
-                self._optimizer.step()
-                self._refresh_weights()
+                self._update(learning_rate)
+            self._gradients = {}
         return StepResult(*totals, taken)
 
     def accumulate(self, microbatches: Sequence[Batch]) -> None:
         """Forward and backward of a step's microbatches; leaves the mean gradient in fp32."""
         self.model.train()
-        self._is_summed.clear()
+        self._gradients = {}
         inputs = [self._objective.split(batch) for batch in microbatches]
         self._sums.start_step([self._objective.weight(targets) for _, targets in inputs])
         for tokens, targets in inputs:
@@ -143,25 +143,15 @@ class LocalEngine:
             with self.groups.clock.running(Part.COMPUTE):
                 parts = self._objective.loss(self.model(loaded), here)
                 self._sums.add_losses(parts, here).backward()  # type: ignore[no-untyped-call]
-                self._add_gradients()
-        for name in self._gradients.keys() - self._is_summed:
-            self._gradients[name].zero_()
+        found = self._gradients
+        self._gradients = {
+            name: found[name] if name in found else torch.zeros_like(master) for name, master in self._masters.items()
+        }
         with self.groups.clock.running(Part.DATA):
             self._sums.reduce_gradients(self._with_gradients())
 
-    def _add_gradients(self) -> None:
-        """Adds what autograd has left to the fp32 sums, and lets go of it."""
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                if name in self._is_summed:
-                    self._gradients[name] += parameter.grad
-                else:
-                    self._gradients[name].copy_(parameter.grad)
-                    self._is_summed.add(name)
-                parameter.grad = None
-
     def gradients(self) -> dict[str, Tensor]:
-        """The fp32 gradients left by :meth:`accumulate`, by canonical name; views of the engine's buffers."""
+        """The fp32 gradients left by :meth:`accumulate`, by canonical name; a step forgets them."""
         return self._gradients
 
     def eval_step(self, microbatches: Sequence[Batch]) -> EvalResult:
@@ -194,13 +184,32 @@ class LocalEngine:
         set_step_count(self._optimizer, optimizer_step)
         self._refresh_weights()
 
+    def _take(self, name: str, parameter: nn.Parameter) -> None:
+        """Adds a gradient that autograd has made to its fp32 sum, and lets go of it."""
+        assert parameter.grad is not None
+        if name in self._gradients:
+            self._gradients[name] += parameter.grad
+        else:
+            self._gradients[name] = parameter.grad.float()
+        parameter.grad = None
+
+    def _update(self, learning_rate: float) -> None:
+        """AdamW on the masters; the weights are rounded from them."""
+        for name, master in self._masters.items():
+            master.grad = self._gradients[name]
+        set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._refresh_weights()
+
     def _with_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         return zip(self._parameters.values(), self._gradients.values(), strict=True)
 
     def _refresh_weights(self) -> None:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(self._masters[name])
+                if (master := self._masters[name]) is not parameter:
+                    parameter.copy_(master)
 
 
 def _always(parameter: nn.Parameter) -> bool:
@@ -208,5 +217,5 @@ def _always(parameter: nn.Parameter) -> bool:
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
-    """The fp32 value the optimizer updates: starts as the rounded weight, as in DeepSpeed's bf16 optimizer."""
-    return nn.Parameter(parameter.detach().clone().float())
+    """The fp32 value that the optimizer updates: of an fp32 weight itself, else a copy, which starts as the weight."""
+    return parameter if parameter.dtype is torch.float32 else nn.Parameter(parameter.detach().float())

@@ -1,6 +1,7 @@
 """LocalEngine against the plainest possible training step, and its guards."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -59,6 +60,30 @@ def test_nothing_of_the_last_step_is_left_where_a_step_gives_no_gradient() -> No
     engine.model.get_parameter(name).requires_grad_(False)
     engine.accumulate(microbatches(CONFIG, 1, SINGLE))
     assert not engine.gradients()[name].any()
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_sums_of_gradients_are_held_from_the_first_one_to_the_end_of_the_step(precision: Precision) -> None:
+    engine = make_engine(tiny_config(kind=EngineKind.LOCAL, precision=precision))
+    assert isinstance(engine, LocalEngine)
+    batches = microbatches(CONFIG, 0, SINGLE)
+    engine.accumulate(batches)
+    sums = engine.gradients()
+    assert list(sums) == [name for name, _ in engine.model.named_parameters()]
+    assert {gradient.dtype for gradient in sums.values()} == {torch.float32}
+    assert all(parameter.grad is None for parameter in engine.model.parameters())
+    held = weakref.ref(sums["embedding.weight"])
+    del sums
+    engine.train_step(batches, learning_rate=1e-2, consumed_samples=0)
+    assert held() is None
+    assert not engine.gradients()
+
+
+def test_an_fp32_weight_is_its_own_master() -> None:
+    engine = make_engine(CONFIG)
+    assert isinstance(engine, LocalEngine)
+    masters = {f.name: f.flat.data_ptr() for f in engine.fragments() if f.kind is FragmentKind.MASTER}
+    assert masters == {name: parameter.data_ptr() for name, parameter in engine.model.named_parameters()}
 
 
 def test_norms_and_biases_are_not_decayed_and_the_embedding_is() -> None:
