@@ -1,7 +1,11 @@
 """Brings the microbatches of a step to one data rank, reading the next step's while this one is computed."""
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
 from types import TracebackType
+from typing import NamedTuple
 
 from megatron_poro.data.batch import Batch, collate
 from megatron_poro.data.mixture import Mixture
@@ -30,8 +34,8 @@ class BatchLoader:
         self.mixture = mixture
         self._sampler = sampler
         self._data_rank = data_rank
-        self._prefetch = prefetch
-        self._ahead: _Reading | None = None
+        self._reader = _Reader(self._read) if prefetch else None
+        self._ahead: _Ahead | None = None
 
     def load(self, consumed_samples: int) -> list[Batch]:
         """The microbatches of the step that follows ``consumed_samples`` samples.
@@ -46,21 +50,22 @@ class BatchLoader:
                 f"a step after {consumed_samples} samples needs samples up to {needed}, but the mixture was built for "
                 f"{len(self.mixture)}: build it for the whole run."
             )
-        reading, self._ahead = self._ahead, None
-        if reading is not None and reading.consumed_samples != consumed_samples:
-            reading.join()
-            reading = None
-        batches = self._read(consumed_samples) if reading is None else reading.result()
-        if self._prefetch and needed + self._sampler.global_batch_samples <= len(self.mixture):
-            self._ahead = _Reading(self, needed)
-            self._ahead.start()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.consumed_samples == consumed_samples:
+            batches = ahead.batches.result()
+        else:
+            if ahead is not None:
+                ahead.batches.exception()  # waits: one thread at a time reads
+            batches = self._read(consumed_samples)
+        if self._reader is not None and needed + self._sampler.global_batch_samples <= len(self.mixture):
+            self._ahead = _Ahead(needed, self._reader.start(needed))
         return batches
 
     def close(self) -> None:
         """Waits for the background reading, if any, and drops it; the loader can be used again."""
-        if self._ahead is not None:
-            self._ahead.join()
-            self._ahead = None
+        self._ahead = None
+        if self._reader is not None:
+            self._reader.close()
 
     def __enter__(self) -> "BatchLoader":
         return self
@@ -75,24 +80,51 @@ class BatchLoader:
         return [collate([self.mixture.sample(number) for number in numbers]) for numbers in microbatches]
 
 
-class _Reading(threading.Thread):
-    """One step being read in the background; ``result`` gives its batches or raises its error."""
+class _Ahead(NamedTuple):
+    """A step that is read before it is asked for.
 
-    def __init__(self, loader: BatchLoader, consumed_samples: int) -> None:
-        super().__init__(name=f"read-after-{consumed_samples}", daemon=True)
-        self.consumed_samples = consumed_samples
-        self._loader = loader
-        self._batches: list[Batch] = []
-        self._error: BaseException | None = None
+    Attributes:
+        consumed_samples: before it.
+        batches: of it, or the error of reading them.
+    """
 
-    def run(self) -> None:
-        try:
-            self._batches = self._loader._read(self.consumed_samples)
-        except BaseException as error:  # whatever it is, the caller of load must get it
-            self._error = error
+    consumed_samples: int
+    batches: "Future[list[Batch]]"
 
-    def result(self) -> list[Batch]:
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._batches
+
+class _Reader:
+    """A thread that reads one step after another, from the first one on that it is asked for.
+
+    It goes on from step to step: who asks waits for no thread to start, which takes milliseconds on a busy machine. It
+    ends with the process, whatever it is reading.
+    """
+
+    def __init__(self, read: Callable[[int], list[Batch]]) -> None:
+        self._read = read
+        self._asked: SimpleQueue[tuple[int, Future[list[Batch]]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, consumed_samples: int) -> "Future[list[Batch]]":
+        """Has a step read; the result is its batches, or what went wrong."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+            self._thread.start()
+        reading: Future[list[Batch]] = Future()
+        self._asked.put((consumed_samples, reading))
+        return reading
+
+    def close(self) -> None:
+        """Ends the thread when it has read what it was asked for; the next step starts another one."""
+        if self._thread is not None:
+            self._asked.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            consumed_samples, reading = asked
+            try:
+                reading.set_result(self._read(consumed_samples))
+            except BaseException as error:  # whatever it is, the caller of load must get it
+                reading.set_exception(error)
+            del asked, reading  # the batches belong to who asked

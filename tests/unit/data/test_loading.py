@@ -84,6 +84,34 @@ def test_what_was_read_ahead_is_not_read_again(loader: BatchLoader, recorder: Re
     assert len(indices) == len(set(indices)) == 20
 
 
+def test_one_thread_reads_step_after_step(loader: BatchLoader, recorder: Recorder) -> None:
+    for consumed in (0, 8, 16):
+        loader.load(consumed)
+    loader.close()
+    threads = {thread for _, thread in recorder.reads if thread is not threading.current_thread()}
+    assert len(threads) == 1
+
+
+def test_a_step_that_was_not_foreseen_waits_for_the_one_that_was(tmp_path: Path) -> None:
+    reading, may_end = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        def sample(self, index: int) -> Sample:
+            if index == 8:
+                reading.set()
+                assert may_end.wait(60)
+            assert index != 24 or may_end.is_set(), "two threads read at a time"
+            return super().sample(index)
+
+    with make_loader(Slow(), tmp_path) as loader:
+        loader.load(0)
+        assert reading.wait(60)
+        release = threading.Timer(0.05, may_end.set)
+        release.start()
+        assert loaded(loader, 24) == [[24, 25], [28, 29]]
+        release.join()
+
+
 def test_nothing_is_read_ahead_when_switched_off(recorder: Recorder, tmp_path: Path) -> None:
     with make_loader(recorder, tmp_path, prefetch=False) as loader:
         loader.load(0)
@@ -91,9 +119,9 @@ def test_nothing_is_read_ahead_when_switched_off(recorder: Recorder, tmp_path: P
 
 
 def test_nothing_is_read_ahead_of_the_last_step(loader: BatchLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("megatron_poro.data.loading._Reading")
+    monkeypatch.delattr("megatron_poro.data.loading._Reader.start")
     assert loaded(loader, 32) == [[32, 33], [36, 37]]
-    with pytest.raises(NameError):
+    with pytest.raises(AttributeError):
         loader.load(24)
 
 
