@@ -9,6 +9,7 @@ import statistics
 import time
 
 import torch
+import torch._dynamo.config
 from torch import Tensor
 
 from megatron_poro.cli.host_memory import keep_freed_memory
@@ -31,6 +32,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_flush_denormal(True)
     keep_freed_memory()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     print(f"{torch.get_num_threads()} threads")
     print(f"| format, [b, n, s, d] | {' | '.join(f'{kernel.value} ms' for kernel in KERNELS)} | eager / flash |")
     print(f"|---|{'---|' * (len(KERNELS) + 1)}")
@@ -44,6 +46,7 @@ def main() -> None:
 
 def _race(shape: tuple[int, int, int, int], dtype: torch.dtype, rounds: int) -> dict[AttentionBackend, float]:
     """Median seconds of each kernel; the first round warms up."""
+    torch.compiler.reset()  # the compiler gives up on a function after so many shapes, and goes on uncompiled
     batch, heads, length, size = shape
     packed = torch.randn(batch, length, heads, 3, size, dtype=dtype, requires_grad=True)
     gradient = torch.randn(shape, dtype=dtype)
