@@ -173,9 +173,11 @@ class GradientSums:
                 one.view.zero_()  # it had no gradient in this step, and still holds the last one's
         while len(self._sent) < len(self._buckets):
             self._send()
-        for bucket, arriving in zip(self._buckets, self._sent, strict=True):
+        for arriving in self._sent:
             if arriving is not None:
                 arriving.wait()
+        # by name, which is one order for everybody: the ends of a tie send their buckets at other times
+        for bucket in sorted(self._buckets, key=lambda bucket: name_of(bucket.parameters[0])):
             bucket.complete()
 
     def gather(self) -> None:

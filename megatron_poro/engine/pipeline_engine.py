@@ -111,7 +111,7 @@ class PipelineEngine:
         self._gate: StepGate = accept_every_step
         self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
         dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
-        module = build_stages(
+        module, parameters = build_stages(
             plan,
             topology=groups.topology,
             stage_weights=stage_weights,
@@ -127,10 +127,10 @@ class PipelineEngine:
             microbatches=microbatches,
             data_size=groups.data.size,
         )
+        self._parameters = parameters
         self._ties = self._ties_of(module)
 
-        def share_out(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-            self._parameters = list(parameters)
+        def share_out() -> torch.optim.Optimizer:
             self._sharded = ShardedAdamW(
                 self._parameters,
                 optimizer,

@@ -19,6 +19,7 @@ from megatron_poro.engine.optimizer import adamw, parameter_groups, set_learning
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.engine.sharded_adamw import ShardedAdamW
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
+from megatron_poro.parallel.shards import name_of
 from megatron_poro.parallel.topology import Topology
 from tests.distributed.test_ladder import assert_same
 from tests.support.ranks import run_ranks
@@ -107,7 +108,7 @@ def test_the_update_of_shares_has_the_bits_of_the_update_of_whole_tensors(world:
 
 
 def noted(config: TrainConfig, topology: Topology) -> list[str]:
-    """What happens in the second step, in its order: backward passes, messages with gradients, the reduction's end."""
+    """What happens in the second step, in its order: backward passes, buckets that are sent, the reduction's end."""
     with small_buckets():
         engine = make_engine(config, topology)
     assert isinstance(engine, PipelineEngine)
@@ -124,9 +125,11 @@ def noted(config: TrainConfig, topology: Topology) -> list[str]:
 
         return run
 
-    def send(*arguments: Any) -> Any:
-        events.append("send")
-        return start(*arguments)
+    first_of = {bucket.gradients.data_ptr(): name_of(bucket.parameters[0]) for bucket in engine._sharded._buckets}
+
+    def send(gradients: torch.Tensor, *arguments: Any) -> Any:
+        events.append(f"send {first_of[gradients.data_ptr()]}")
+        return start(gradients, *arguments)
 
     instructions = engine._deepspeed._INSTRUCTION_MAP
     instructions[schedule.BackwardPass] = note("backward", instructions[schedule.BackwardPass])
@@ -147,10 +150,15 @@ def test_gradients_leave_in_the_last_backward_pass_and_none_stays_beside_its_sum
     config = tiny_config(pipeline_schedule=pipeline_schedule, precision=precision)
     dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
     passes = 16 if dual else 8
-    for events in run_ranks(noted, config, Topology(1, 2, 2), world=4):
+    for rank, events in enumerate(run_ranks(noted, config, Topology(1, 2, 2), world=4)):
         assert events.count("end backward") == passes
-        sends = [position for position, event in enumerate(events) if event == "send"]
+        sends = [position for position, event in enumerate(events) if event.startswith("send ")]
         assert len(sends) > 3
         over = events[: sends[0]].count("end backward")
         assert over <= passes - 2 if dual else over == passes - 1
         assert sends[-1] < len(events) - 1 - events[::-1].index("end backward"), "the last one beside a pass too"
+        # the first stage, ranks 0 and 1, goes back through the embedding last; a stage with the head alone, first
+        has_matrix = rank < 2 or not dual
+        assert ("send embedding.weight" in events) is has_matrix
+        if has_matrix:
+            assert events[sends[-1 if rank < 2 else 0]] == "send embedding.weight"
