@@ -14,7 +14,8 @@ import torch
 from deepspeed.runtime.pipe import schedule
 
 from megatron_poro.config.run import EngineKind, OptimizerConfig, PipelineSchedule, Precision, TrainConfig
-from megatron_poro.engine import buckets, sharded_adamw
+from megatron_poro.engine import gradient_sums, sharded_adamw
+from megatron_poro.engine.gradient_sums import ScatteredSums
 from megatron_poro.engine.optimizer import adamw, parameter_groups, set_learning_rate
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.engine.sharded_adamw import ShardedAdamW
@@ -63,8 +64,10 @@ def test_many_buckets_of_all_axes_train_as_one_process_does(
     assert_same(found, control(16), tolerance=1e-4, weights=5e-4)
 
 
-def updated(steps: int, numbers: int) -> dict[str, torch.Tensor]:
-    """Parameters after some steps of given gradients, of which each replica has an equal term."""
+def updated(steps: int, numbers: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Parameters after some steps of given gradients, of which each replica has an equal term; and the squares of this
+    replica's share of them, step by step.
+    """
     groups = ParallelGroups.create(Topology(data=torch.distributed.get_world_size()))
     held = parameters((7, 3), (5,), (4, 3), (2,))
     with mock.patch.object(sharded_adamw, "bucket_numbers", return_value=numbers):
@@ -73,19 +76,19 @@ def updated(steps: int, numbers: int) -> dict[str, torch.Tensor]:
             OptimizerConfig(),
             replicas=groups.data,
             completed_over=lambda _: AxisGroup.single(),
-            passes=lambda _: 2,
             reproducible=True,
         )
+    sums = ScatteredSums(sharded.buckets, replicas=groups.data, passes=lambda _: 2)
     set_learning_rate(sharded.optimizer, 0.1)
+    squares = []
     for step in range(steps):
-        sharded.start_step()
+        sums.start_step()
         for _ in range(2):
-            (sum((step + p.square()).sum() for p in held) / (2 * groups.data.size)).backward()  # type: ignore[union-attr]
-        sharded.finish_reduction()
-        squares = sum(float(g.double().square().sum()) for _, g in sharded.shared_gradients())
-        assert squares > 0.0
+            (sum((1 + step) * p.square().sum() for p in held) / (2 * groups.data.size)).backward()  # type: ignore[union-attr]
+        sums.reduce()
+        squares.append(sum(float(g.double().square().sum()) for _, g in sums.reduced()))
         sharded.update(torch.tensor(100.0))
-    return {p.canonical_name: p.detach().clone() for p in held}  # type: ignore[attr-defined]
+    return {p.canonical_name: p.detach().clone() for p in held}, squares  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("numbers", [1, 20, 1000])
@@ -96,15 +99,21 @@ def test_the_update_of_shares_has_the_bits_of_the_update_of_whole_tensors(world:
     config = OptimizerConfig()
     optimizer = adamw(parameter_groups(plain, config), config, reproducible=True)
     set_learning_rate(optimizer, 0.1)
-    for _ in range(3):
+    squares = []
+    for step in range(3):
         for parameter in plain:
-            parameter.grad = 2 * parameter.detach()
+            parameter.grad = 2 * (1 + step) * parameter.detach()
+        squares.append(sum(float(p.grad.double().square().sum()) for p in plain if p.grad is not None))
         torch._foreach_mul_([p.grad for p in plain], (config.clip_norm / (torch.tensor(100.0) + 1e-6)).clamp(max=1.0))
         optimizer.step()
-    for found in run_ranks(updated, 3, numbers, world=world):
+    shares = run_ranks(updated, 3, numbers, world=world)
+    for found, _ in shares:
         for parameter in plain:
             name = parameter.canonical_name  # type: ignore[attr-defined]
             assert torch.equal(found[name], parameter.detach()), name
+    assert [sum(step) for step in zip(*(found for _, found in shares), strict=True)] == pytest.approx(
+        squares, rel=1e-12
+    )
 
 
 def noted(config: TrainConfig, topology: Topology) -> list[str]:
@@ -113,7 +122,7 @@ def noted(config: TrainConfig, topology: Topology) -> list[str]:
         engine = make_engine(config, topology)
     assert isinstance(engine, PipelineEngine)
     events: list[str] = []
-    start = buckets.start_reduce_scatter
+    start = gradient_sums.start_reduce_scatter
 
     def note(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
@@ -125,7 +134,7 @@ def noted(config: TrainConfig, topology: Topology) -> list[str]:
 
         return run
 
-    first_of = {bucket.gradients.data_ptr(): name_of(bucket.parameters[0]) for bucket in engine._sharded._buckets}
+    first_of = {bucket.gradients.data_ptr(): name_of(bucket.parameters[0]) for bucket in engine._sharded.buckets}
 
     def send(gradients: torch.Tensor, *arguments: Any) -> Any:
         events.append(f"send {first_of[gradients.data_ptr()]}")
@@ -136,7 +145,7 @@ def noted(config: TrainConfig, topology: Topology) -> list[str]:
     instructions[schedule.ReduceGrads] = note("reduce", instructions[schedule.ReduceGrads])
     run_steps(engine, config, range(1))
     events.clear()
-    with mock.patch.object(buckets, "start_reduce_scatter", send):
+    with mock.patch.object(gradient_sums, "start_reduce_scatter", send):
         run_steps(engine, config, range(1, 2))
     return events
 

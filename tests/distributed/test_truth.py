@@ -47,17 +47,18 @@ def prove(config: TrainConfig, topology: Topology, loss_factor: float = 1.0, tie
     before = full_values(engine)
     if loss_factor != 1.0 and groups.is_first_stage:
         # what DeepSpeed up to 0.19.2 did: one stage's gradients are scaled once too often
-        original = engine._sharded.finish_reduction
+        sums = engine._gradient_sums
+        original = sums.reduce
 
         def scaled() -> None:
             original()
-            for _, gradient in engine._sharded.shared_gradients():
+            for _, gradient in sums.reduced():
                 gradient.mul_(loss_factor)
 
-        engine._sharded.finish_reduction = scaled
+        sums.reduce = scaled  # type: ignore[method-assign]
     if tied_factor != 1.0:
         # the two ends of the tied embedding do not exchange their gradients
-        for bucket in engine._sharded._buckets:
+        for bucket in engine._sharded.buckets:
             bucket.complete = lambda: None
     sentence = prove_gradients(config, engine, groups=groups, objective=NextToken, device=CPU)
     after = full_values(engine)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from megatron_poro.engine.buckets import Bucket, GradientSums, make_buckets
+from megatron_poro.engine.buckets import Bucket, make_buckets
+from megatron_poro.engine.gradient_sums import ScatteredSums
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.shards import Initial, ShardSpec, mark_partial, new_parameter, set_name
 
@@ -30,9 +31,9 @@ def single_buckets(held: list[nn.Parameter], numbers: int) -> list[Bucket]:
     return make_buckets(held, replicas=SINGLE, completed_over=lambda _: SINGLE, numbers=numbers)
 
 
-def sums_of(*parts: nn.Parameter, passes: int) -> tuple[list[Bucket], GradientSums]:
+def sums_of(*parts: nn.Parameter, passes: int) -> tuple[list[Bucket], ScatteredSums]:
     buckets = single_buckets(list(parts), 1)
-    return buckets, GradientSums(buckets, replicas=SINGLE, passes=lambda _: passes)
+    return buckets, ScatteredSums(buckets, replicas=SINGLE, passes=lambda _: passes)
 
 
 def sums(buckets: list[Bucket]) -> dict[str, Tensor]:
@@ -91,7 +92,7 @@ def test_gradients_are_added_up_in_fp32_and_none_is_left() -> None:
     for factor in (256.0, 1.0):  # their sum is no number of bf16
         (held[0] * factor).sum().backward()
         assert held[0].grad is None
-    total.finish()
+    total.reduce()
     assert sums(buckets)["layer0.weight"].eq(257.0).all()
 
 
@@ -102,7 +103,7 @@ def test_the_first_gradient_of_a_step_replaces_the_last_steps_sum() -> None:
         total.start_step()
         for _ in range(2):
             (factor * (held[0].sum() + held[1].sum())).backward()
-        total.finish()
+        total.reduce()
         assert all(gradient.eq(2 * factor).all() for gradient in sums(buckets).values())
 
 
@@ -111,11 +112,11 @@ def test_a_parameter_without_a_gradient_in_a_step_has_none_of_the_step_before() 
     buckets, total = sums_of(*held, passes=2)
     (held[0].sum() + held[1].sum()).backward()
     held[0].sum().backward()
-    total.finish()
+    total.reduce()
     assert sums(buckets)["layer1.weight"].eq(1.0).all(), "one gradient where two were expected"
     total.start_step()
     held[0].sum().backward()
-    total.finish()
+    total.reduce()
     assert sums(buckets)["layer0.weight"].eq(1.0).all()
     assert sums(buckets)["layer1.weight"].eq(0.0).all()
 
