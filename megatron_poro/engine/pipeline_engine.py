@@ -44,6 +44,7 @@ from megatron_poro.engine.sharded_adamw import ShardedAdamW
 from megatron_poro.engine.stages import build_stages
 from megatron_poro.engine.step_parts import tell_clock
 from megatron_poro.engine.step_sums import PlainSums, StepSums
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import ParallelGroups
@@ -96,7 +97,6 @@ class PipelineEngine:
         self._result: StepResult | None = None
         self._gate: StepGate = accept_every_step
         self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
-        dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
         module, parameters = build_stages(
             plan,
             topology=groups.topology,
@@ -105,7 +105,7 @@ class PipelineEngine:
             loss=self._loss,
             seed=seed,
             device=device,
-            dtype=dtype,
+            dtype=weight_dtype(precision),
         )
         settings = deepspeed_config(
             precision=precision,
