@@ -171,7 +171,7 @@ class EngineConfig:
     attention: AttentionBackend = AttentionBackend.AUTO
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
     tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; tiled leaves out what the mask hides
-    and is for engine.compile on a CPU; flex needs a GPU."""
+    and is for engine.compile on a CPU: slow without it, refused on a GPU; flex needs a GPU."""
 
     compile: bool = False
     """Compile blocks and loss with torch.compile: faster steps after a first one that takes ten seconds to a minute
