@@ -15,16 +15,17 @@ from deepspeed.runtime.pipe import schedule
 
 from megatron_poro.config.run import EngineKind, OptimizerConfig, PipelineSchedule, Precision, TrainConfig
 from megatron_poro.engine import gradient_sums, sharded_adamw
+from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.engine.gradient_sums import ScatteredSums
 from megatron_poro.engine.optimizer import adamw, parameter_groups, set_learning_rate
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.engine.sharded_adamw import ShardedAdamW
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
-from megatron_poro.parallel.shards import name_of
+from megatron_poro.parallel.shards import name_of, shard_of
 from megatron_poro.parallel.topology import Topology
 from tests.distributed.test_ladder import assert_same
 from tests.support.ranks import run_ranks
-from tests.support.tiny import Trained, make_engine, run_steps, tiny_config, train
+from tests.support.tiny import Trained, full_values, make_engine, run_steps, tiny_config, train
 from tests.unit.engine.test_buckets import parameters
 
 SMALL = 3000
@@ -62,6 +63,32 @@ def test_many_buckets_of_all_axes_train_as_one_process_does(
     config = tiny_config(pipeline_schedule=pipeline_schedule, sequence=sequence)
     found = run_ranks(trained_in_small_buckets, config, Topology(2, 2, 2), world=8)[0]
     assert_same(found, control(16), tolerance=1e-4, weights=5e-4)
+
+
+def test_bf16_in_many_buckets_trains_as_in_few_and_goes_on_at_another_layout() -> None:
+    config, at = tiny_config(precision=Precision.BF16), Topology(1, 2, 2)
+    found = run_ranks(trained_in_small_buckets, config, at, world=4)[0]
+    assert_same(found, run_ranks(train, config, at, world=4)[0], tolerance=1e-4, weights=5e-4)
+    loaded = run_ranks(loaded_in_small_buckets, config, Topology(2, 1, 2), found.values, world=4)[0]
+    assert loaded.keys() == found.values.keys()
+    assert all(torch.equal(loaded[name], values) for name, values in found.values.items())
+
+
+def loaded_in_small_buckets(
+    config: TrainConfig, topology: Topology, values: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """An engine's values after it was given full tensors; every process has each weight as its rounded master."""
+    with small_buckets():
+        engine = make_engine(config, topology)
+    assert isinstance(engine, PipelineEngine)
+    for fragment in engine.fragments():
+        whole = fragment.shard.cut(values[f"{fragment.kind.value}.{fragment.name}"]).reshape(-1)
+        fragment.flat.copy_(whole[fragment.start : fragment.start + fragment.flat.numel()])
+    engine.load_finished(optimizer_step=3)
+    for parameter in engine._parameters:
+        master = shard_of(parameter).cut(values[f"{FragmentKind.MASTER.value}.{name_of(parameter)}"])
+        assert torch.equal(parameter.detach(), master.to(parameter.dtype)), name_of(parameter)
+    return full_values(engine)
 
 
 def updated(steps: int, numbers: int) -> tuple[dict[str, torch.Tensor], list[float]]:
