@@ -15,6 +15,7 @@ from deepspeed.runtime.pipe import schedule
 
 from megatron_poro.config.run import EngineKind, OptimizerConfig, PipelineSchedule, Precision, TrainConfig
 from megatron_poro.engine import gradient_sums, sharded_adamw
+from megatron_poro.engine.buckets import make_buckets
 from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.engine.gradient_sums import ScatteredSums
 from megatron_poro.engine.optimizer import adamw, parameter_groups, set_learning_rate
@@ -141,6 +142,25 @@ def test_the_update_of_shares_has_the_bits_of_the_update_of_whole_tensors(world:
     assert [sum(step) for step in zip(*(found for _, found in shares), strict=True)] == pytest.approx(
         squares, rel=1e-12
     )
+
+
+def sums_over_two_ties() -> dict[str, float]:
+    """Gradients of two tied weights on one of two ends, which come in another order there."""
+    group = ParallelGroups.create(Topology(data=2)).data
+    held = parameters((4, 2), (4, 2))
+    factors = {name_of(parameter): (index + 1) * 10.0**group.rank for index, parameter in enumerate(held)}
+    if group.rank == 1:
+        held.reverse()
+    made = make_buckets(held, replicas=AxisGroup.single(), completed_over=lambda _: group, numbers=1000)
+    sums = ScatteredSums(made, replicas=AxisGroup.single(), passes=lambda _: 1)
+    sum(factors[name_of(parameter)] * parameter.sum() for parameter in held).backward()  # type: ignore[union-attr]
+    sums.reduce()
+    return {name_of(parameter): float(gradient.mean()) for parameter, gradient in sums.whole()}
+
+
+def test_the_ends_of_several_ties_do_not_mix_them_up() -> None:
+    expected = {"layer0.weight": 11.0, "layer1.weight": 22.0}
+    assert run_ranks(sums_over_two_ties, world=2) == [expected, expected]
 
 
 def noted(config: TrainConfig, topology: Topology) -> list[str]:
