@@ -97,7 +97,7 @@ class PipelineEngine:
         self._result: StepResult | None = None
         self._gate: StepGate = accept_every_step
         self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
-        module, parameters = build_stages(
+        module, self._parameters = build_stages(
             plan,
             topology=groups.topology,
             stage_weights=stage_weights,
@@ -113,7 +113,6 @@ class PipelineEngine:
             microbatches=microbatches,
             data_size=groups.data.size,
         )
-        self._parameters = parameters
         self._holders = Holders(plan, groups=groups, module=module, dual=self._dual)
 
         def share_out() -> torch.optim.Optimizer:
@@ -256,17 +255,19 @@ class PipelineEngine:
         """What adds up a step, its losses and its gradients: chosen here, and nowhere else. Collective."""
         groups, holders, buckets = self.groups, self._holders, self._sharded.buckets
         if not exactly:
-            return PlainSums(
+            plain = PlainSums(
                 groups,
                 has_loss=self.is_loss_stage,
                 averaged_over=microbatches,
                 counts_in_norm=holders.counts_in_norm,
                 num_sources=num_sources,
                 device=self._device,
-            ), ScatteredSums(
+            )
+            scattered = ScatteredSums(
                 buckets, replicas=groups.data, passes=lambda parameter: microbatches * holders.uses(parameter)
             )
-        sums = ExactSums(
+            return plain, scattered
+        exact = ExactSums(
             plan,
             groups=groups,
             parameters=self._parameters,
@@ -277,7 +278,7 @@ class PipelineEngine:
             num_sources=num_sources,
             device=self._device,
         )
-        return sums, ExactGradients(buckets, sums=sums)
+        return exact, ExactGradients(buckets, sums=exact)
 
     def _take_step(self) -> None:
         """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""
