@@ -2,7 +2,7 @@
 
 Run from the checkout, on an idle machine: ``python -m benchmarks.engine_overhead`` (options: ``--microbatches 2 4
 --precision bf16 --batch 1 --sequence 512``). The same model, config and batches, one engine to a process, in turns
-(:mod:`benchmarks.turns`). What is over is DeepSpeed's: its instructions, its buffers and its fp32 sums of gradients.
+(:mod:`benchmarks.turns`). What is over are DeepSpeed's instructions and buffers, and what our flat buckets cost.
 Processor time is that of all threads, those that wait for one another included. Ends with status 1 if the losses differ
 by more than rounding does; then the engines have not done the same work.
 """

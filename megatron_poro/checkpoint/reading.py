@@ -29,6 +29,7 @@ from megatron_poro.config.typed import typed
 from megatron_poro.engine.engine import FragmentKind
 from megatron_poro.errors import CheckpointError, ConfigError
 from megatron_poro.models.families import family
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.tokenizer.tokenizer import Tokenizer
 
 
@@ -74,7 +75,7 @@ class CheckpointReader:
     def dtype(self) -> torch.dtype:
         """Format of the weights that the masters are rounded to."""
         precision = Precision(self.setting("engine.precision", Precision.BF16.value))
-        return torch.bfloat16 if precision is Precision.BF16 else torch.float32
+        return weight_dtype(precision)
 
     def setting(self, key: str, default: Any) -> Any:
         """A value of the config in the checkpoint by dotted key; the default if it has none, as an import may."""

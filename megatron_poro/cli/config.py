@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from megatron_poro.cli.checking import check_config
 from megatron_poro.config.command_line import Selection, add_selection_arguments, parse_selection, selection
 from megatron_poro.config.derived import batch_plan, replica_processes, run_folder
 from megatron_poro.config.identity import differences, fingerprint
@@ -14,7 +15,6 @@ from megatron_poro.config.load import from_yaml, to_yaml
 from megatron_poro.config.paths import config_dir
 from megatron_poro.config.reference import render_reference
 from megatron_poro.config.run import TrainConfig
-from megatron_poro.config.validate import validate
 from megatron_poro.errors import ConfigError
 from megatron_poro.schedule.plan import plan_run
 from megatron_poro.units import format_count
@@ -67,7 +67,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.world_size is not None and arguments.world_size < 1:
         raise ConfigError(f"--world-size {arguments.world_size} must be at least 1.")
     config = selection(arguments).load()
-    validate(config, world_size=arguments.world_size)
+    check_config(config, world_size=arguments.world_size)
     rows = list(_derived(config, arguments.world_size))
     width = max(len(name) for name, _ in rows)
     for name, text in rows:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from megatron_poro.cli.checking import check_config
 from megatron_poro.cluster import slurm
 from megatron_poro.cluster.chain import last_step, saved_step
 from megatron_poro.cluster.estimate import Speed, assumed_speed, estimate, measured_speed
@@ -28,7 +29,6 @@ from megatron_poro.config.derived import batch_plan, replica_processes, run_fold
 from megatron_poro.config.load import compose
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import typed
-from megatron_poro.config.validate import validate
 from megatron_poro.errors import ConfigError
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.planning.memory import attention_on_a_gpu, rank_memory
@@ -99,7 +99,7 @@ def _submit_run(chosen: Selection, request: SubmitConfig, arguments: argparse.Na
     nodes = _nodes(config, request)
     tasks = cluster.train.tasks_per_node
     check_job(cluster, "train", nodes=nodes)
-    validate(config, world_size=nodes * tasks)
+    check_config(config, world_size=nodes * tasks)
     topology = Topology(
         tensor=config.parallel.tensor,
         pipeline=config.parallel.pipeline,

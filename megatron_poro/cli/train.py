@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_poro import logs
+from megatron_poro.cli.checking import check_config
 from megatron_poro.cli.host_memory import keep_freed_memory
 from megatron_poro.config.command_line import add_selection_arguments, selection
 from megatron_poro.config.run import EngineKind, TrainConfig
-from megatron_poro.config.validate import validate
 from megatron_poro.errors import ConfigError, PoroError
 from megatron_poro.metrics.wandb_sink import WandbMode
 from megatron_poro.train.control import StoppedEarlyError, StopRequest
@@ -49,7 +49,7 @@ def main(argv: Sequence[str], *, until_exit: bool = False) -> int:
             launch = launch_of(os.environ)
             logs.configure(rank=launch.rank)
             config = selection(arguments).load()
-            validate(config, world_size=launch.size)
+            check_config(config, world_size=launch.size)
         except PoroError as error:
             return _refuse(error, tell=launch.rank == 0)
         return _train(config, launch, stop, owns_process=until_exit)

@@ -113,7 +113,9 @@ def compiled_code_is_not_reproducible(config: TrainConfig, world_size: int | Non
 
 
 def recomputed_blocks_are_there(config: TrainConfig, world_size: int | None) -> Iterator[str]:
-    """One number for each pipeline rank; how many blocks a rank has is known where layers are cut into stages."""
+    """One number for each pipeline rank. How many blocks a rank has is known where layers are cut into stages
+    (:mod:`megatron_poro.cli.checking`).
+    """
     engine, ranks, blocks = config.engine, config.parallel.pipeline, config.model.num_layers
     counts = engine.recompute_blocks
     if counts is None:
@@ -128,10 +130,17 @@ def recomputed_blocks_are_there(config: TrainConfig, world_size: int | None) -> 
             f"engine.recompute_blocks={counts} has {len(counts)} numbers, but parallel.pipeline={ranks}. Give one "
             "number for each pipeline rank, or null for all blocks."
         )
-    if min(counts, default=0) < 0 or sum(counts) > blocks:
+    for rank, count in enumerate(counts):
+        if count < 0:
+            yield (
+                f"engine.recompute_blocks[{rank}]={count} is below 0. Use 0 to recompute no block of pipeline rank "
+                f"{rank}, or at most as many as it has."
+            )
+    asked = sum(count for count in counts if count > 0)
+    if asked > blocks:
         yield (
-            f"engine.recompute_blocks={counts} asks for {sum(counts)} blocks, of model.num_layers={blocks}. Use "
-            "numbers of 0 or more, each at most the blocks of its pipeline rank."
+            f"engine.recompute_blocks={counts} asks for {asked} blocks, of model.num_layers={blocks}. Use numbers that "
+            "are each at most the blocks of their pipeline rank."
         )
 
 

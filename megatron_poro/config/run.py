@@ -171,17 +171,17 @@ class EngineConfig:
     attention: AttentionBackend = AttentionBackend.AUTO
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
     tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; tiled leaves out what the mask hides
-    and is for engine.compile on a CPU; flex needs a GPU."""
+    and is for engine.compile on a CPU: slow without it, refused on a GPU; flex needs a GPU."""
 
     compile: bool = False
-    """Compile blocks with torch.compile: faster steps after a first one that takes some ten seconds longer. Needs a C++
-    compiler on a CPU, and triton on a GPU."""
+    """Compile blocks and loss with torch.compile: faster steps after a first one that takes ten seconds to a minute
+    longer. Needs a C++ compiler on a CPU, and triton on a GPU."""
 
     reproducible: bool = False
     """Make losses, gradients, weights and moments equal bit for bit at every number of replicas, accumulation steps and
     pipeline stages, for the same parallel.tensor, parallel.sequence, microbatch_samples, kind of device, CPU threads
-    and libraries. Takes 8 bytes more per parameter of this process, twice the bytes of the gradient reduction, and some
-    time."""
+    and libraries. Takes 8 bytes more per parameter of this process, four times the bytes of the gradient reduction, and
+    some time."""
 
     truth_check: TruthCheck = TruthCheck.AUTO
     """Compare this layout's gradients with one process's before the first step: on, off (also true, false), or auto (on

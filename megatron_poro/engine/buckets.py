@@ -1,13 +1,11 @@
-"""Gradients of a process in flat buckets: added up in fp32 as autograd makes them, then cut over the replicas.
+"""Weights and gradients of a process in flat buckets, cut over the replicas.
 
 A bucket is one flat tensor of weights, of which the parameters are views, and one of fp32 gradients beside it. It is
 cut into as many equal shares as there are replicas, so that one reduce-scatter gives every replica the sum of its share
 and one all-gather brings new weights back: each half of what an all-reduce of the whole would send.
 
-The gradient of a backward pass is taken the moment autograd has made it, and dropped: no gradient in the weights'
-format outlives its parameter. A bucket whose parameters have all had the last backward pass of the step is sent at
-once, while the passes go on and the pipeline drains. Buckets are sent in a fixed order, so that replicas cannot mix
-them up; it is the order in which a backward pass completes them.
+Buckets are listed in the order in which a backward pass completes their gradients
+(:class:`~megatron_poro.engine.gradient_sums.ScatteredSums` sends them in it).
 
 Of some parameters another process of the replica has a term of the gradient too: the other end of a tie, or the other
 tensor ranks where each saw its positions only. They are put into buckets apart, which all these processes cut at the
@@ -26,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_poro.engine.optimizer import decays
-from megatron_poro.parallel.collectives import Arriving, all_reduce, start_all_gather, start_reduce_scatter
+from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.shards import is_partial, name_of
 
@@ -107,7 +105,7 @@ def make_buckets(
     has one alone.
 
     Args:
-        parameters: of this process, in the order of its layers.
+        parameters: of this process, in the order of its layers in the model.
         replicas: who shares them out.
         completed_over: see :class:`Bucket`.
         numbers: a bucket is closed by the parameter that brings it to this many.
@@ -132,99 +130,3 @@ def make_buckets(
         )
         for members in dealt
     ]
-
-
-class GradientSums:
-    """Adds up the gradients of a step's backward passes and over the replicas.
-
-    Args:
-        buckets: what is added up.
-        replicas: who adds up.
-        passes: how many backward passes of a step give a parameter a gradient; asked once.
-    """
-
-    def __init__(
-        self, buckets: Sequence[Bucket], *, replicas: AxisGroup, passes: Callable[[nn.Parameter], int]
-    ) -> None:
-        self._buckets, self._replicas = buckets, replicas
-        self._sums = [
-            _Sum(parameter, view, position, passes(parameter))
-            for position, bucket in enumerate(buckets)
-            for parameter, view in bucket.with_gradients()
-        ]
-        for one in self._sums:
-            self._listen(one)
-        self.start_step()
-
-    def start_step(self) -> None:
-        """Forgets the last step; its sums are overwritten by the first gradients that come."""
-        for one in self._sums:
-            one.left = one.passes
-        self._incomplete = [len(bucket.parameters) for bucket in self._buckets]
-        self._sent: list[Arriving | None] = []
-
-    def finish(self) -> None:
-        """Sends what has not been sent, and waits until this replica's shares are the sum over everyone.
-
-        Collective over the replicas, and over what completes the buckets.
-        """
-        for one in self._sums:
-            if one.left == one.passes:
-                one.view.zero_()  # it had no gradient in this step, and still holds the last one's
-        while len(self._sent) < len(self._buckets):
-            self._send()
-        for bucket, arriving in zip(self._buckets, self._sent, strict=True):
-            if arriving is not None:
-                arriving.wait()
-            bucket.complete()
-
-    def gather(self) -> None:
-        """Makes the reduced gradients whole again on every replica; for comparisons. Collective over the replicas."""
-        for arriving in [start_all_gather(bucket.gradients, self._replicas) for bucket in self._buckets]:
-            if arriving is not None:
-                arriving.wait()
-
-    def _listen(self, one: "_Sum") -> None:
-        def take(parameter: Tensor) -> None:
-            gradient, parameter.grad = parameter.grad, None
-            assert gradient is not None, f"{name_of(one.parameter)} was told of a gradient that is not there"
-            self._add(one, gradient)
-
-        one.parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
-
-    def _add(self, one: "_Sum", gradient: Tensor) -> None:
-        assert one.left > 0, (
-            f"{name_of(one.parameter)} got more than the {one.passes} gradients that were expected in this step: its "
-            "bucket has been sent without this one"
-        )
-        if one.left == one.passes:
-            one.view.copy_(gradient)
-        else:
-            one.view.add_(gradient)
-        one.left -= 1
-        if one.left == 0:
-            self._incomplete[one.bucket] -= 1
-            while len(self._sent) < len(self._buckets) and self._incomplete[len(self._sent)] == 0:
-                self._send()
-
-    def _send(self) -> None:
-        """Begins to reduce the next bucket."""
-        self._sent.append(start_reduce_scatter(self._buckets[len(self._sent)].gradients, self._replicas))
-
-
-class _Sum:
-    """The sum of a parameter's gradients: where it is, in which bucket, and how many terms it has yet to get."""
-
-    def __init__(self, parameter: nn.Parameter, view: Tensor, bucket: int, passes: int) -> None:
-        self.parameter, self.view, self.bucket, self.passes = parameter, view, bucket, passes
-        self.left = passes
-
-
-def drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """From now on a parameter's gradient is dropped as soon as autograd has made it, for whoever takes it before."""
-
-    def drop(parameter: Tensor) -> None:
-        parameter.grad = None
-
-    for parameter in parameters:
-        parameter.register_post_accumulate_grad_hook(drop)  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from megatron_poro.config.run import (
     AttentionBackend,
     EngineKind,
     PipelineSchedule,
-    Precision,
+    Recompute,
     StageSplit,
     TrainConfig,
     TruthCheck,
@@ -26,6 +26,7 @@ from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.count import count_parameters
 from megatron_poro.models.families import family
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.models.plan import LayerPlan, split_weights
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.recomputed import recomputed_blocks
@@ -114,16 +115,17 @@ def build_engine(
 
 def _planned(config: TrainConfig, groups: ParallelGroups, options: BlockOptions) -> LayerPlan:
     """The layers of the run; where a rank recomputes some of its blocks, the cut into stages says which."""
-    make = family(config.model.family).plan
-    plan = make(config.model, group=groups.tensor, options=options)
+    plan = family(config.model.family).plan(config.model, group=groups.tensor, options=options)
     if config.engine.recompute_blocks is None:
         return plan
     recomputed = recomputed_blocks(
-        [entry.role.startswith("blocks.") for entry in plan.entries],
+        [entry.is_block for entry in plan.entries],
         stage_boundaries(_stage_weights(config, plan), _num_stages(config, groups)),
         config.engine.recompute_blocks,
     )
-    return make(config.model, group=groups.tensor, options=replace(options, recomputed=recomputed))
+    blocks = [entry.role for entry in plan.entries if entry.is_block]
+    kept = {role for number, role in enumerate(blocks) if number not in recomputed}
+    return plan.with_options(replace(options, recompute=Recompute.NONE), roles=kept)
 
 
 def _num_stages(config: TrainConfig, groups: ParallelGroups) -> int:
@@ -194,13 +196,10 @@ def in_fixed_order(wanted: AttentionBackend, device: torch.device) -> AttentionB
     return AttentionBackend.EAGER
 
 
-def weight_dtype(precision: Precision) -> torch.dtype:
-    """Torch's name of a precision."""
-    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
-
-
 def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:
-    """The same run on a small model: as many heads and stages, everything else little; at most 8 microbatches."""
+    """The same run on a small model: as many heads, a block for each stage, everything else little. Two microbatches,
+    or one for each stage if there are more, which DualPipeV needs.
+    """
     stages = _num_stages(config, groups)
     model: BloomConfig = replace(
         config.model,
@@ -214,7 +213,7 @@ def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:
     return replace(
         config,
         model=model,
-        engine=replace(config.engine, recompute_blocks=None),
+        engine=replace(config.engine, recompute_blocks=None),  # its numbers are of the blocks of the whole model
         data=replace(config.data, sequence_length=min(-(-64 // tensor) * tensor, config.data.sequence_length)),
         schedule=replace(
             config.schedule,

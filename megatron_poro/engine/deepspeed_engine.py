@@ -10,7 +10,7 @@ from torch import nn
 
 from megatron_poro.engine.stages import quiet
 
-OptimizerOf = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+OptimizerOf = Callable[[], torch.optim.Optimizer]
 
 
 class OwnOptimizer:
@@ -24,7 +24,7 @@ class OwnOptimizer:
 
     def _configure_optimizer(self, client_optimizer: OptimizerOf, model_parameters: Sequence[nn.Parameter]) -> None:
         # the module is on its device, and as everywhere, by now
-        self.optimizer = self.basic_optimizer = client_optimizer(model_parameters)
+        self.optimizer = self.basic_optimizer = client_optimizer()
 
 
 class OneForwardOneBackward(OwnOptimizer, DeepSpeedPipelineEngine):  # type: ignore[misc]
@@ -37,7 +37,7 @@ def start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerO
     Args:
         module: of :func:`megatron_poro.engine.stages.build_stages`.
         settings: of :func:`megatron_poro.engine.deepspeed_config.deepspeed_config`.
-        optimizer: makes the optimizer of the module's parameters, once they are where they stay.
+        optimizer: makes the optimizer, once the module's parameters are where they stay.
         dual: whether the schedule is DualPipeV.
     """
     engine: type[Any] = OneForwardOneBackward

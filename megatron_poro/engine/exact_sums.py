@@ -12,7 +12,7 @@ Takes 8 bytes per parameter beside the 4 of the sums, and an all-reduce of them 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,6 @@ class ExactSums:
         num_sources: sources of the mixture.
         device: where this process computes.
     """
-
-    reduces_gradients: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ def adamw(groups: list[dict[str, Any]], config: OptimizerConfig, *, reproducible
     """AdamW; the learning rate is set before each step.
 
     Args:
-        groups: from :func:`parameter_groups`.
+        groups: from :func:`groups_of`.
         config: its settings.
         reproducible: whether an element's new value must not depend on where the tensors are cut. The fused kernel on
             CPUs rounds the last elements of a tensor, which fill no vector, differently from the others.

@@ -2,9 +2,9 @@
 
 What is DeepSpeed's: the schedules, and sending activations and gradients between stages. What is ours: the layers, the
 stage boundaries, the loss as a true mean over the global batch's tokens, adding gradients up over microbatches,
-replicas and whoever else holds a term, masters and moments cut over the replicas (ZeRO-1,
-:class:`~megatron_poro.engine.sharded_adamw.ShardedAdamW`), the gradient norm, clipping, and the decision whether a
-step is taken.
+replicas and whoever else holds a term (:mod:`~megatron_poro.engine.gradient_sums`), masters and moments cut over the
+replicas (ZeRO-1, :class:`~megatron_poro.engine.sharded_adamw.ShardedAdamW`), the gradient norm, clipping, and the
+decision whether a step is taken.
 
 DeepSpeed divides by the microbatches before a backward pass. Each microbatch's loss is scaled by microbatches / (loss
 tokens of the step over all replicas), so that the sum over microbatches and replicas is the token mean. In a
@@ -12,11 +12,10 @@ reproducible run the gradients are added up and averaged by :class:`~megatron_po
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from deepspeed.runtime.pipe import schedule
 from torch import Tensor, nn
 
@@ -36,33 +35,22 @@ from megatron_poro.engine.engine import (
     accept_every_step,
 )
 from megatron_poro.engine.exact_sums import ExactSums
+from megatron_poro.engine.gradient_sums import ExactGradients, GradientSums, ScatteredSums
 from megatron_poro.engine.gradients import may_step
+from megatron_poro.engine.holders import Holders
 from megatron_poro.engine.objective import Objective, Targets
 from megatron_poro.engine.optimizer import decayed_tensors, moments, set_learning_rate
 from megatron_poro.engine.sharded_adamw import ShardedAdamW
 from megatron_poro.engine.stages import build_stages
+from megatron_poro.engine.step_parts import tell_clock
 from megatron_poro.engine.step_sums import PlainSums, StepSums
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.collectives import all_reduce
-from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
+from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.rng import DropoutClock
-from megatron_poro.parallel.shards import is_partial, name_of, shard_of
+from megatron_poro.parallel.shards import name_of, shard_of
 from megatron_poro.parallel.step_clock import Part
-
-_PARTS: Mapping[str, Part] = {
-    "LoadMicroBatch": Part.LOADING,
-    "ForwardPass": Part.COMPUTE,
-    "BackwardPass": Part.COMPUTE,
-    "SendActivation": Part.PIPELINE,
-    "RecvActivation": Part.PIPELINE,
-    "SendGrad": Part.PIPELINE,
-    "RecvGrad": Part.PIPELINE,
-    "CommitP2P": Part.PIPELINE,  # DualPipeV's, where what it sends and receives really travels
-    "ReduceTiedGrads": Part.PIPELINE,
-    "ReduceGrads": Part.DATA,
-    "OptimizerStep": Part.OPTIMIZER,
-}
-"""What the time of a schedule's instruction counts to, by its name: older DeepSpeeds do not have all of them."""
 
 
 class PipelineEngine:
@@ -104,14 +92,12 @@ class PipelineEngine:
         device: torch.device,
     ) -> None:
         self.groups = groups
-        self._objective, self._config, self._clock, self._device = objective, optimizer, clock, device
-        self._tied = plan.tied_roles
+        self._objective, self._clock, self._device = objective, clock, device
         self._dual = pipeline_schedule is PipelineSchedule.DUALPIPEV
         self._result: StepResult | None = None
         self._gate: StepGate = accept_every_step
         self._capture: Callable[[list[tuple[nn.Parameter, Tensor]]], None] | None = None
-        dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
-        module = build_stages(
+        module, self._parameters = build_stages(
             plan,
             topology=groups.topology,
             stage_weights=stage_weights,
@@ -119,7 +105,7 @@ class PipelineEngine:
             loss=self._loss,
             seed=seed,
             device=device,
-            dtype=dtype,
+            dtype=weight_dtype(precision),
         )
         settings = deepspeed_config(
             precision=precision,
@@ -127,29 +113,29 @@ class PipelineEngine:
             microbatches=microbatches,
             data_size=groups.data.size,
         )
-        self._ties = self._ties_of(module)
+        self._holders = Holders(plan, groups=groups, module=module, dual=self._dual)
 
-        def share_out(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-            self._parameters = list(parameters)
+        def share_out() -> torch.optim.Optimizer:
             self._sharded = ShardedAdamW(
                 self._parameters,
                 optimizer,
                 replicas=groups.data,
-                completed_over=self._completed_over,
-                passes=None if reproducible else lambda parameter: microbatches * self._uses(parameter),
+                completed_over=self._holders.completed_over,
                 reproducible=reproducible,
             )
             return self._sharded.optimizer
 
         self._deepspeed = start_deepspeed(module, settings, share_out, dual=self._dual)
-        self._sums = self._step_sums(plan, exact=reproducible, microbatches=microbatches, num_sources=num_sources)
+        self._sums, self._gradient_sums = self._add_up(
+            plan, exactly=reproducible, microbatches=microbatches, num_sources=num_sources
+        )
         self._deepspeed._INSTRUCTION_MAP = {  # DeepSpeed's own is shared by all its engines
             **self._deepspeed._INSTRUCTION_MAP,
             schedule.ReduceTiedGrads: lambda _: None,
-            schedule.ReduceGrads: lambda _: self._reduce_gradients(),
+            schedule.ReduceGrads: lambda _: self._gradient_sums.reduce(),
             schedule.OptimizerStep: lambda _: self._take_step(),
         }
-        self._tell_clock()
+        tell_clock(self._deepspeed, groups.clock)
 
     @property
     def is_loss_stage(self) -> bool:
@@ -174,7 +160,7 @@ class PipelineEngine:
         inputs = [self._objective.split(batch) for batch in microbatches]
         weights = [self._objective.weight(targets) for _, targets in inputs] if self.is_loss_stage else []
         self._sums.start_step(weights)
-        self._sharded.start_step()
+        self._gradient_sums.start_step()
         self._deepspeed.train_batch(data_iter=iter(inputs))
         assert self._result is not None, "the schedule took no optimizer step"
         return self._result
@@ -238,18 +224,18 @@ class PipelineEngine:
                     values[piece.inside],
                     piece.start,
                     shard,
-                    is_owner=self._counts_in_norm(piece.parameter),
+                    is_owner=self._holders.counts_in_norm(piece.parameter),
                     is_decayed=id(master) in decayed,
                 )
 
     def copies(self) -> Iterator[Copy]:
         for parameter in self._parameters:
-            shard, axes = shard_of(parameter), self._copy_axes(parameter)
+            shard, axes = shard_of(parameter), self._holders.copy_axes(parameter)
             yield Copy(name_of(parameter), WEIGHT, parameter.data.view(-1), (shard.rank, 0), axes)
         parameter_of = {name_of(parameter): parameter for parameter in self._parameters}
         for fragment in self.fragments():
             # each replica has another part; who holds the same weight besides has the same part of it
-            axes = self._copy_axes(parameter_of[fragment.name]) - {CopyAxis.DATA}
+            axes = self._holders.copy_axes(parameter_of[fragment.name]) - {CopyAxis.DATA}
             part = (fragment.shard.rank, fragment.start)
             yield Copy(fragment.name, fragment.kind.value, fragment.flat, part, axes)
 
@@ -263,109 +249,50 @@ class PipelineEngine:
         targets = Targets(*labels)
         return self._sums.add_losses(self._objective.loss(logits, targets), targets)
 
-    def _step_sums(self, plan: LayerPlan, *, exact: bool, microbatches: int, num_sources: int) -> StepSums:
-        """What adds up; collective."""
-        if not exact:
-            return PlainSums(
-                self.groups,
+    def _add_up(
+        self, plan: LayerPlan, *, exactly: bool, microbatches: int, num_sources: int
+    ) -> tuple[StepSums, GradientSums]:
+        """What adds up a step, its losses and its gradients: chosen here, and nowhere else. Collective."""
+        groups, holders, buckets = self.groups, self._holders, self._sharded.buckets
+        if not exactly:
+            plain = PlainSums(
+                groups,
                 has_loss=self.is_loss_stage,
                 averaged_over=microbatches,
-                counts_in_norm=self._counts_in_norm,
+                counts_in_norm=holders.counts_in_norm,
                 num_sources=num_sources,
                 device=self._device,
             )
-        return ExactSums(
+            scattered = ScatteredSums(
+                buckets, replicas=groups.data, passes=lambda parameter: microbatches * holders.uses(parameter)
+            )
+            return plain, scattered
+        exact = ExactSums(
             plan,
-            groups=self.groups,
+            groups=groups,
             parameters=self._parameters,
-            ties=self._ties,
-            microbatches=microbatches * self.groups.data.size,
+            ties=holders.ties,
+            microbatches=microbatches * groups.data.size,
             has_loss=self.is_loss_stage,
-            counts_in_norm=self._counts_in_norm,
+            counts_in_norm=holders.counts_in_norm,
             num_sources=num_sources,
             device=self._device,
         )
-
-    def _reduce_gradients(self) -> None:
-        """What the schedule calls after the last backward pass."""
-        if self._sums.reduces_gradients:
-            self._sums.reduce_gradients(self._sharded.gradients())
-        else:
-            self._sharded.finish_reduction()
-
-    def _tell_clock(self) -> None:
-        """Makes the instructions of the schedule, and what DeepSpeed does after the last one, tell what they are."""
-        clock, engine = self.groups.clock, self._deepspeed
-        engine._INSTRUCTION_MAP = {
-            kind: clock.timed(run, _PARTS.get(kind.__name__, Part.OTHER))
-            for kind, run in engine._INSTRUCTION_MAP.items()
-        }
-        engine._aggregate_total_loss = clock.timed(engine._aggregate_total_loss, Part.AGREEMENT)
-
-    def _ties_of(self, module: Any) -> dict[str, AxisGroup]:
-        """The processes of this replica that hold a weight of this stage too, where there are any, by its name."""
-        clock = self.groups.clock
-        groups = {
-            name_of(weight): AxisGroup(
-                dist.get_rank(group), dist.get_world_size(group), group, part=Part.PIPELINE, clock=clock
-            )
-            for weight, group in module.get_tied_weights_and_groups()
-        }
-        return {name: group for name, group in groups.items() if group.size > 1}
-
-    def _completed_over(self, parameter: nn.Parameter) -> AxisGroup:
-        """Who of this replica holds a term of a parameter's gradient: the ends of a tie, or of a whole parameter the
-        tensor ranks, each for its positions.
-        """
-        if is_partial(parameter):
-            return self.groups.tensor
-        return self._ties.get(name_of(parameter), AxisGroup.single())
-
-    def _uses(self, parameter: nn.Parameter) -> int:
-        """How many backward passes of a microbatch give a parameter a gradient: DualPipeV runs both stages of a process
-        one after the other, and the first process has a tied weight in both.
-        """
-        return 2 if self._dual and self._is_tied(parameter) else 1
-
-    def _is_tied(self, parameter: nn.Parameter) -> bool:
-        return name_of(parameter).partition(".")[0] in self._tied
+        return exact, ExactGradients(buckets, sums=exact)
 
     def _take_step(self) -> None:
         """What the schedule calls after the reduction of the gradients: norm, finite check, clipping, optimizer."""
-        totals = self._sums.totals(self._reduced_gradients())
+        totals = self._sums.totals(self._gradient_sums.reduced())
         with self.groups.clock.running(Part.AGREEMENT):
             taken = self._capture is None and may_step(
                 self._gate, loss=totals.loss, grad_norm=totals.grad_norm, world=self.groups.world
             )
         self._result = StepResult(*totals, taken)
         if self._capture is not None:
-            self._sharded.gather_gradients()
-            self._capture(list(self._sharded.gradients()))
+            self._capture(list(self._gradient_sums.whole()))
         if taken:
-            self._update(totals.grad_norm)
-
-    def _update(self, norm: Tensor) -> None:
-        """Clips and steps. DeepSpeed's own step is not used: its norm fails on a stage that holds only a tied copy."""
-        self._sharded.update(norm)
-
-    def _reduced_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Parameters with their reduced fp32 gradients: whole ones of exact sums, else this replica's share of each."""
-        return self._sharded.gradients() if self._sums.reduces_gradients else self._sharded.shared_gradients()
-
-    def _counts_in_norm(self, parameter: nn.Parameter) -> bool:
-        """Whether this process adds the parameter to the global norm: each element of the model is counted once."""
-        if parameter.ds_pipe_replicated:  # type: ignore[attr-defined]
-            return False
-        return shard_of(parameter).dim is not None or self.groups.tensor.rank == 0
-
-    def _copy_axes(self, parameter: nn.Parameter) -> frozenset[CopyAxis]:
-        """Along which axes other processes hold the whole shard of a parameter too."""
-        axes = {CopyAxis.DATA}
-        if shard_of(parameter).dim is None:
-            axes.add(CopyAxis.TENSOR)
-        if self._is_tied(parameter):
-            axes.add(CopyAxis.PIPELINE)
-        return frozenset(axes)
+            # DeepSpeed's own step is not used: its norm fails on a stage that holds only a tied copy
+            self._sharded.update(totals.grad_norm)
 
     def _agreed_count(self, count: int) -> int:
         """Number of microbatches of an evaluation, told to the stages that read no data."""

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
@@ -25,6 +25,19 @@ from megatron_poro.parallel.stages import stage_boundaries
 from megatron_poro.parallel.topology import Topology
 
 Builder = Callable[[LayerEntry], nn.Module]
+
+
+class BuiltStages(NamedTuple):
+    """What a process has built.
+
+    Attributes:
+        module: DeepSpeed's, with the layers of this process.
+        parameters: of these layers in the order of the model; a tied weight has the place of its first use. DeepSpeed's
+            own list begins with tied weights, the head's before the blocks of its stage.
+    """
+
+    module: PipelineModule
+    parameters: tuple[nn.Parameter, ...]
 
 
 class PlannedLayer(LayerSpec):  # type: ignore[misc]
@@ -80,7 +93,7 @@ def build_stages(
     seed: int | None,
     device: torch.device,
     dtype: torch.dtype,
-) -> PipelineModule:
+) -> BuiltStages:
     """Builds this process's layers. A collective call.
 
     Args:
@@ -96,9 +109,11 @@ def build_stages(
     Raises:
         TopologyError: if there are fewer layers than stages.
     """
+    built: list[nn.Module] = []
 
     def builder(entry: LayerEntry) -> nn.Module:
-        return build_layer(entry, seed=seed, device=device, dtype=dtype)
+        built.append(build_layer(entry, seed=seed, device=device, dtype=dtype))
+        return built[-1]
 
     tied = plan.tied_roles
     specs = [
@@ -118,7 +133,7 @@ def build_stages(
 
         kind = PlannedDualModule
     with quiet():
-        return kind(
+        module = kind(
             specs,
             stage_weights=stage_weights,
             topology=PipeModelDataParallelTopology(
@@ -126,6 +141,7 @@ def build_stages(
             ),
             loss_fn=loss,
         )
+    return BuiltStages(module, tuple(parameter for layer in built for parameter in layer.parameters()))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """What an engine adds up over the microbatches and processes of a step: losses, gradients, squares of the gradient.
 
 Two implementations. :class:`PlainSums` lets every sum run as it comes, in fp32, and leaves gradients to whoever adds
-them up (:class:`~megatron_poro.engine.sharded_adamw.ShardedAdamW`, or one process by itself).
+them up (:class:`~megatron_poro.engine.gradient_sums.ScatteredSums`, or one process by itself).
 :class:`~megatron_poro.engine.exact_sums.ExactSums` gives the same bits whatever the order and the grouping.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,6 @@ class StepTotals(NamedTuple):
 class StepSums(Protocol):
     """The sums of one step. What is collective is called by every process of the grid alike."""
 
-    reduces_gradients: ClassVar[bool]
-    """Whether :meth:`reduce_gradients` adds up gradients; else it does nothing, and they have to come reduced."""
-
     def start_step(self, weights: Sequence[Tensor]) -> None:
         """Forgets the last step. Collective over the processes that compute a loss.
 
@@ -59,8 +56,8 @@ class StepSums(Protocol):
         ...
 
     def reduce_gradients(self, gradients: Gradients) -> None:
-        """Puts the mean gradient over the global batch into ``gradients``, whole and in the parameters' shapes, if
-        :attr:`reduces_gradients`. Collective; called once a step, after the last backward pass.
+        """Puts the mean gradient over the global batch into ``gradients``, whole and in the parameters' shapes, unless
+        it is added up elsewhere. Collective; called once a step, after the last backward pass.
         """
         ...
 
@@ -68,7 +65,7 @@ class StepSums(Protocol):
         """Losses and gradient norm of the step. Collective.
 
         Args:
-            gradients: reduced; whole if :attr:`reduces_gradients`, else this replica's share of them.
+            gradients: reduced. Plain sums want this replica's share of them, exact ones the whole.
         """
         ...
 
@@ -85,8 +82,6 @@ class PlainSums:
         num_sources: sources of the mixture.
         device: where losses are computed.
     """
-
-    reduces_gradients: ClassVar[bool] = False
 
     def __init__(
         self,

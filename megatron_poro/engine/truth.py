@@ -21,6 +21,7 @@ from megatron_poro.errors import EngineError
 from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.families import family
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.collectives import broadcast_from_first
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
@@ -126,7 +127,7 @@ def _true_gradients(config: TrainConfig, objective: ObjectiveFactory, device: to
         seed=config.run.seed,
         num_sources=1,
         device=device,
-        dtype=torch.bfloat16 if config.engine.precision is Precision.BF16 else torch.float32,
+        dtype=weight_dtype(config.engine.precision),
     )
     local.accumulate(fixed_batch(config, ParallelGroups.single()))
     return local.gradients()

@@ -3,8 +3,8 @@
 ``eager`` is the reference: scores, bias, mask and softmax in fp32, as the formula reads. ``sdpa`` hands a bias tensor
 to PyTorch's fused kernels. ``flash`` needs no bias tensor: queries get columns of ones and keys their bias, so that any
 causal kernel adds it by itself and skips what the mask hides. ``tiled`` is the eager formula without what the mask
-hides, for compiled code on a CPU (:mod:`~megatron_poro.models.tiled_attention`). ``flex`` computes the bias inside a
-compiled kernel; torch 2.13 has no CPU backward for it, so it needs a GPU.
+hides, for compiled code on a CPU (:mod:`~megatron_poro.models.tiled_attention`); uncompiled it is slow there. ``flex``
+computes the bias inside a compiled kernel; torch 2.13 has no CPU backward for it, so it needs a GPU.
 """
 
 import functools
@@ -48,8 +48,8 @@ def choose_backend(
         compiled: ``engine.compile``.
 
     Raises:
-        ConfigError: for ``flex`` without a GPU, or a fused kernel with attention dropout (its mask could not be
-            reproduced at another layout or in recomputation).
+        ConfigError: for ``flex`` without a GPU or ``tiled`` on one, or a fused kernel with attention dropout (its mask
+            could not be reproduced at another layout or in recomputation).
     """
     if wanted is AttentionBackend.AUTO:
         if dropout > 0.0:
@@ -58,7 +58,14 @@ def choose_backend(
             return AttentionBackend.FLASH
         return AttentionBackend.TILED if compiled else AttentionBackend.EAGER
     if wanted is AttentionBackend.FLEX and device.type == "cpu":
-        raise ConfigError("engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa or auto.")
+        raise ConfigError(
+            "engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa, flash or auto."
+        )
+    if wanted is AttentionBackend.TILED and device.type != "cpu":
+        raise ConfigError(
+            f"engine.attention=tiled is for compiled code on a CPU, this process runs on {device.type}. Use eager, "
+            "sdpa, flash or auto."
+        )
     if wanted is not AttentionBackend.EAGER and dropout > 0.0:
         raise ConfigError(
             f"engine.attention={wanted.value} cannot drop attention weights (model.attention_dropout={dropout}). "

@@ -8,7 +8,7 @@ Source: BLOOM, arXiv:2211.05100; block as in Megatron-DeepSpeed and transformers
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -37,7 +37,6 @@ class BlockOptions:
     Attributes:
         backend: attention kernel, already chosen (not ``auto``).
         recompute: which activations are computed again in the backward pass.
-        recomputed: numbers of the blocks that do so, the others keep all; ``None`` for all blocks.
         clock: source of dropout keys, shared by all layers of a process.
         sequence: whether tensor ranks share out the positions outside of attention and feed-forward: the residual
             stream ``[b, s, h]`` is then ``[b, s/tp, h]`` (:mod:`megatron_poro.parallel.sequence`).
@@ -46,16 +45,9 @@ class BlockOptions:
 
     backend: AttentionBackend = AttentionBackend.EAGER
     recompute: Recompute = Recompute.NONE
-    recomputed: frozenset[int] | None = None
     clock: DropoutClock = field(default_factory=DropoutClock)
     sequence: bool = False
     compiled: bool = False
-
-    def of_block(self, number: int) -> "BlockOptions":
-        """What holds for one block."""
-        if self.recomputed is None or number in self.recomputed:
-            return self
-        return replace(self, recompute=Recompute.NONE)
 
     def stream(self, group: AxisGroup) -> AxisGroup:
         """The processes that share out the positions of the residual stream, given the tensor group."""
@@ -85,10 +77,11 @@ def bloom_plan(model: BloomConfig, *, group: AxisGroup, options: BlockOptions) -
                 "name": f"blocks.{number}",
                 "group": group,
                 "alibi": alibi,
-                "options": options.of_block(number),
+                "options": options,
             },
             cost=block_cost,
             counts=True,
+            is_block=True,
         )
         for number in range(model.num_layers)
     ]

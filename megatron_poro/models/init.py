@@ -8,12 +8,18 @@ a block plus the slice is ever in memory.
 import torch
 from torch import Tensor, nn
 
+from megatron_poro.config.run import Precision
 from megatron_poro.models.plan import LayerEntry, canonical_names
 from megatron_poro.parallel.rng import derive_seed
 from megatron_poro.parallel.shards import Initial, ShardSpec, initial_of, set_name, shard_of
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements drawn from one seed. Part of the definition of a run's initial weights: never change it."""
+
+
+def weight_dtype(precision: Precision) -> torch.dtype:
+    """Torch's name of ``engine.precision``."""
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
 
 
 def build_layer(

@@ -5,8 +5,8 @@ One plan serves a whole model in one process (:mod:`megatron_poro.models.causal_
 ``<role>.<name in the layer>`` in every layout, for instance ``blocks.7.mlp.up.weight``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -26,6 +26,7 @@ class LayerEntry:
         forward: for a tied layer, what it computes with that module: ``forward(module, hidden)``.
         cost: multiply-adds per token of a forward pass, for balancing stages.
         counts: whether the layer counts when stages are balanced by number of layers.
+        is_block: whether the layer is one of those that a model repeats; its arguments then hold ``options``.
     """
 
     role: str
@@ -35,6 +36,7 @@ class LayerEntry:
     forward: Callable[[Any, Any], Any] | None = None
     cost: float = 0.0
     counts: bool = False
+    is_block: bool = False
 
     @property
     def owner(self) -> str:
@@ -58,6 +60,15 @@ class LayerPlan:
     def tied_roles(self) -> frozenset[str]:
         """Roles whose weight is used by more than one layer."""
         return frozenset(entry.tied_to for entry in self.entries if entry.tied_to is not None)
+
+    def with_options(self, options: Any, *, roles: Collection[str]) -> "LayerPlan":
+        """The plan with other ``options`` for some of its blocks."""
+        return LayerPlan(
+            tuple(
+                replace(entry, arguments={**entry.arguments, "options": options}) if entry.role in roles else entry
+                for entry in self.entries
+            )
+        )
 
 
 def split_weights(plan: LayerPlan, *, by_cost: bool) -> list[float]:

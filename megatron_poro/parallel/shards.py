@@ -76,8 +76,6 @@ def mark_shard(parameter: nn.Parameter, shard: ShardSpec) -> None:
     """Notes on a parameter which slice it is; checks that the shape agrees."""
     assert tuple(parameter.shape) == shard.shape, f"parameter of shape {tuple(parameter.shape)} marked as {shard}"
     parameter.shard = shard  # type: ignore[attr-defined]
-    # DeepSpeed reads this name to count each element of the gradient norm once.
-    parameter.model_parallel = shard.dim is not None  # type: ignore[attr-defined]
 
 
 def mark_partial(parameter: nn.Parameter) -> None:

@@ -76,8 +76,8 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGrou
     """Cross entropy of each position, in fp32, without gathering the vocabulary.
 
     Called by every rank of the tensor group; the result is the same on all of them. The backward pass writes the
-    gradient over the logits, if they were computed: use them for nothing else afterwards. Beside them only a chunk of
-    rows is ever held in fp32, or with ``compiles`` none: compiled code has its fp32 numbers in registers.
+    gradient over the logits, if they were computed and lie in a row: use them for nothing else afterwards. Beside them
+    only a chunk of rows is ever held in fp32, or with ``compiles`` none: compiled code has those numbers in registers.
 
     Shapes:
         logits ``[b, s, v/tp]`` (any float format), labels int64 ``[b, s]`` -> fp32 ``[b, s]``.
@@ -103,8 +103,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits, local, elsewhere, normalizer, target = ctx.saved_tensors
         # the logits' gradient is written over the logits: nobody needs them any longer, and no second buffer is needed
-        gradient = logits.detach() if not logits.is_leaf else logits.detach().clone()
-        flat, scale = gradient.flatten(0, -2), gradients[0].flatten().unsqueeze(-1)
+        in_place = not logits.is_leaf and logits.is_contiguous()
+        gradient = logits.detach() if in_place else logits.detach().clone(memory_format=torch.contiguous_format)
+        flat, scale = gradient.view(-1, gradient.shape[-1]), gradients[0].flatten().unsqueeze(-1)
         scaled_softmax_ = compiled(_scaled_softmax_) if ctx.compiles else _scaled_softmax_by_chunks_
         scaled_softmax_(flat, normalizer.flatten().unsqueeze(-1), scale)
         # softmax minus one-hot, where the label is here; scatter_ would copy all logits

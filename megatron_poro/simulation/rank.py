@@ -30,9 +30,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.run import AttentionBackend, EngineKind, TrainConfig
 from megatron_poro.data.batch import Batch
-from megatron_poro.engine.build import build_engine, weight_dtype
+from megatron_poro.engine.build import build_engine
 from megatron_poro.errors import ConfigError, EngineError
 from megatron_poro.models import attention
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.topology import Coordinate, Topology
 from megatron_poro.simulation.live_bytes import LiveBytes

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute, TrainConfig
-from megatron_poro.engine.build import weight_dtype
 from megatron_poro.errors import ConfigError, EngineError
 from megatron_poro.models import bloom
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.planning.memory import rank_memory
 from megatron_poro.planning.traffic import rank_traffic

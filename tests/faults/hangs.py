@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from megatron_poro.data.loading import BatchLoader
 from megatron_poro.engine.pipeline_engine import PipelineEngine
+from megatron_poro.engine.sharded_adamw import ShardedAdamW
 from megatron_poro.models.bloom import BloomBlock
 from megatron_poro.parallel import linear
 from megatron_poro.train import build, checkpointing, control
@@ -67,7 +68,7 @@ PHASES = (
     Phase("data", BatchLoader, "load", call=FAULTY_CALL + 2),
     Phase("forward", BloomBlock, "forward", call=40),
     Phase("backward", linear._LinearOfWholeInput, "backward", call=40),
-    Phase("optimizer step", PipelineEngine, "_update"),
+    Phase("optimizer step", ShardedAdamW, "update"),
     Phase("boundary", control.Control, "agree", call=FAULTY_CALL + 2),
     Phase("validation", PipelineEngine, "eval_step"),
     Phase("saving", checkpointing, "_state"),

@@ -131,8 +131,8 @@ class _Injected:
     def _bad_gradient(self, original: Callable[..., None]) -> Callable[..., None]:
         def take_step(engine: PipelineEngine) -> None:
             if self._is_due:
-                for parameter, gradient in engine._reduced_gradients():
-                    if engine._counts_in_norm(parameter) and shard_of(parameter).dim is not None:
+                for parameter, gradient in engine._gradient_sums.reduced():
+                    if engine._holders.counts_in_norm(parameter) and shard_of(parameter).dim is not None:
                         gradient *= self._fault.factor
                         break
             original(engine)

@@ -16,7 +16,7 @@ import torch
 from megatron_poro.checkpoint import background, saving, writing
 from megatron_poro.cli import train
 from megatron_poro.data import loading
-from megatron_poro.engine import pipeline_engine
+from megatron_poro.engine import pipeline_engine, sharded_adamw
 from megatron_poro.metrics import names
 from megatron_poro.models import bloom
 from megatron_poro.train import build, control, loop, periodic, processes, run
@@ -71,7 +71,7 @@ PHASES: dict[str, Phase] = {
     "forward": Phase([(bloom.BloomBlock, "forward")], calls=2 * (STEPS - 2)),
     "backward": Phase([(torch.autograd, "backward")], calls=2 * (STEPS - 2)),
     "step": Phase(
-        [(pipeline_engine.PipelineEngine, "_take_step"), (pipeline_engine.PipelineEngine, "_update")], calls=STEPS - 2
+        [(pipeline_engine.PipelineEngine, "_take_step"), (sharded_adamw.ShardedAdamW, "update")], calls=STEPS - 2
     ),
     "evaluation": Phase([(periodic, "validate")], calls=STEPS - 2, changes=("validation.every_steps=1",)),
     "saving": Phase(

@@ -74,6 +74,17 @@ def test_validate_refuses_what_does_not_fit(argv: list[str], capsys: pytest.Capt
     assert captured.err.startswith("poro: ")
 
 
+@pytest.mark.parametrize("command", [["config", "validate"], ["train"]])
+def test_more_blocks_than_a_rank_has_are_refused_before_anything_starts(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert poro([*command, SMOKE, "engine.recompute=full", "engine.recompute_blocks=[4,0]"]) == 2
+    sentence = "engine.recompute_blocks[0]=4 is more than the 2 blocks of pipeline rank 0. Use 0 to 2."
+    assert sentence in capsys.readouterr().err
+
+
 def test_diff_prints_each_key_that_differs(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "diff", SMOKE, "vs", SMOKE, "parallel.data=2", "run.seed=7", status=1)
     assert text == "run.seed: 42 -> 7\nparallel.data: null -> 2\n"

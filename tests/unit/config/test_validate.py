@@ -136,10 +136,11 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      "engine.recompute_blocks=[1] has 1 numbers, but parallel.pipeline=2. Give one number for each pipeline rank, or "
      "null for all blocks.", {"engine__recompute_blocks": [1, 0]}),
     ("recomputed_blocks_are_there", {"engine__recompute_blocks": [3, 2]}, None,
-     "engine.recompute_blocks=[3, 2] asks for 5 blocks, of model.num_layers=4. Use numbers of 0 or more, each at most "
-     "the blocks of its pipeline rank.", {"engine__recompute_blocks": [2, 2]}),
-    ("recomputed_blocks_are_there", {"engine__recompute_blocks": [-1, 2]}, None, "asks for 1 blocks",
-     {"engine__recompute_blocks": None}),
+     "engine.recompute_blocks=[3, 2] asks for 5 blocks, of model.num_layers=4. Use numbers that are each at most the "
+     "blocks of their pipeline rank.", {"engine__recompute_blocks": [2, 2]}),
+    ("recomputed_blocks_are_there", {"engine__recompute_blocks": [-1, 2]}, None,
+     "engine.recompute_blocks[0]=-1 is below 0. Use 0 to recompute no block of pipeline rank 0, or at most as many as "
+     "it has.", {"engine__recompute_blocks": [0, 2]}),
     ("local_engine_is_one_process", LOCAL, 2, "engine.kind=local is one process, not 2 (", {"parallel__pipeline": 1}),
     ("dualpipev_fits", {"parallel__pipeline": 1, **DUAL}, None,
      "engine.pipeline_schedule=dualpipev needs parallel.pipeline of 2 or more, not 1. Use 1f1b.", DUAL),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megatron_poro.config.run import EngineKind
-from megatron_poro.engine import pipeline_engine
+from megatron_poro.engine import step_parts
 from megatron_poro.engine.deepspeed_engine import OneForwardOneBackward
 from megatron_poro.parallel.step_clock import Part
 from tests.support.tiny import CPU, make_engine, run_steps, tiny_config
@@ -17,7 +17,7 @@ def test_every_instruction_of_deepspeed_counts_to_a_part(schedule: str) -> None:
         from megatron_poro.engine.dualpipev import DualPipeV
 
         engine = DualPipeV
-    assert {kind.__name__ for kind in engine._INSTRUCTION_MAP} <= pipeline_engine._PARTS.keys()
+    assert {kind.__name__ for kind in engine._INSTRUCTION_MAP} <= step_parts.PARTS.keys()
 
 
 def test_local_step_computes_updates_and_loads_and_waits_for_nobody() -> None:

@@ -1,5 +1,7 @@
 """Cross entropy in chunks of rows is that of all rows at once, and the logits' gradient needs no second buffer."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -72,6 +74,18 @@ def test_logits_that_were_given_stay_as_they_are() -> None:
     before = logits.detach().clone()
     vocab_parallel_cross_entropy(logits, torch.arange(5).view(1, 5), AxisGroup.single()).sum().backward()
     assert torch.equal(logits.detach(), before)
+
+
+@pytest.mark.parametrize("make", [lambda wide: wide.transpose(0, 1), lambda wide: wide[:, 1:]], ids=["turned", "part"])
+def test_logits_that_lie_apart_have_the_gradient_of_logits_in_a_row(make: Callable[[Tensor], Tensor]) -> None:
+    found = []
+    for lay in (make, lambda wide: make(wide).contiguous()):
+        source = torch.randn(5, 3, 37, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        logits = lay(source * 3)
+        labels = torch.arange(logits.shape[:2].numel()).view(logits.shape[:2])
+        vocab_parallel_cross_entropy(logits, labels, AxisGroup.single()).square().sum().backward()
+        found.append(source.grad)
+    assert torch.equal(*found)
 
 
 def test_logits_that_something_else_needs_are_not_lost_in_silence() -> None:
