@@ -25,6 +25,7 @@ from megatron_poro.config.run import (
 )
 from megatron_poro.data.batch import Batch
 from megatron_poro.engine.build import build_engine
+from megatron_poro.models.init import weight_dtype
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.train.next_token import NextToken
@@ -56,7 +57,7 @@ class Shape:
     @property
     def dtype(self) -> torch.dtype:
         """Torch's name of the format."""
-        return torch.bfloat16 if self.precision is Precision.BF16 else torch.float32
+        return weight_dtype(self.precision)
 
     @property
     def samples(self) -> int:

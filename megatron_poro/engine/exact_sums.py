@@ -95,6 +95,10 @@ class ExactSums:
         return seeded
 
     def reduce_gradients(self, gradients: Gradients) -> None:
+        """Writes the mean gradient over the global batch into ``gradients``, whole and in the parameters' shapes.
+
+        Collective; called once a step, after the last backward pass.
+        """
         self._add_up_partial()
         all_reduce(self._sums.buffer, self._groups.data)
         for name, tie in self._ties.items():

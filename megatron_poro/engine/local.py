@@ -85,9 +85,8 @@ class LocalEngine:
         prepare_state(self._optimizer)
         for name, parameter in self._parameters.items():
             parameter.register_post_accumulate_grad_hook(partial(self._take, name))  # type: ignore[no-untyped-call]
-        self._sums: StepSums
-        if reproducible:
-            self._sums = ExactSums(
+        self._exact = (
+            ExactSums(
                 plan,
                 groups=self.groups,
                 parameters=self._parameters.values(),
@@ -98,15 +97,17 @@ class LocalEngine:
                 num_sources=num_sources,
                 device=device,
             )
-        else:
-            self._sums = PlainSums(
-                self.groups,
-                has_loss=True,
-                averaged_over=1,
-                counts_in_norm=_always,
-                num_sources=num_sources,
-                device=device,
-            )
+            if reproducible
+            else None
+        )
+        self._sums: StepSums = self._exact or PlainSums(
+            self.groups,
+            has_loss=True,
+            averaged_over=1,
+            counts_in_norm=_always,
+            num_sources=num_sources,
+            device=device,
+        )
 
     @property
     def needs_data(self) -> bool:
@@ -147,8 +148,9 @@ class LocalEngine:
         self._gradients = {
             name: found[name] if name in found else torch.zeros_like(master) for name, master in self._masters.items()
         }
-        with self.groups.clock.running(Part.DATA):
-            self._sums.reduce_gradients(self._with_gradients())
+        if self._exact is not None:
+            with self.groups.clock.running(Part.DATA):
+                self._exact.reduce_gradients(self._with_gradients())
 
     def gradients(self) -> dict[str, Tensor]:
         """The fp32 gradients left by :meth:`accumulate`, by canonical name; a step forgets them."""
@@ -185,13 +187,14 @@ class LocalEngine:
         self._refresh_weights()
 
     def _take(self, name: str, parameter: nn.Parameter) -> None:
-        """Adds a gradient that autograd has made to its fp32 sum, and lets go of it."""
-        assert parameter.grad is not None
-        if name in self._gradients:
-            self._gradients[name] += parameter.grad
-        else:
-            self._gradients[name] = parameter.grad.float()
-        parameter.grad = None
+        """Adds a gradient that autograd has made to its fp32 sum, and lets go of it; exact sums had it before."""
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        if self._exact is None:
+            if name in self._gradients:
+                self._gradients[name] += gradient
+            else:
+                self._gradients[name] = gradient.float()
 
     def _update(self, learning_rate: float) -> None:
         """AdamW on the masters; the weights are rounded from them."""

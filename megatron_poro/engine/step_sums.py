@@ -1,4 +1,4 @@
-"""What an engine adds up over the microbatches and processes of a step: losses, gradients, squares of the gradient.
+"""What an engine adds up over the microbatches and processes of a step besides gradients: losses, squares of gradients.
 
 Two implementations. :class:`PlainSums` lets every sum run as it comes, in fp32, and leaves gradients to whoever adds
 them up (:class:`~megatron_poro.engine.gradient_sums.ScatteredSums`, or one process by itself).
@@ -55,12 +55,6 @@ class StepSums(Protocol):
         """Notes the losses of a microbatch; returns the scalar to call backward on."""
         ...
 
-    def reduce_gradients(self, gradients: Gradients) -> None:
-        """Puts the mean gradient over the global batch into ``gradients``, whole and in the parameters' shapes, unless
-        it is added up elsewhere. Collective; called once a step, after the last backward pass.
-        """
-        ...
-
     def totals(self, gradients: Gradients) -> StepTotals:
         """Losses and gradient norm of the step. Collective.
 
@@ -111,9 +105,6 @@ class PlainSums:
         self._sources[0].index_add_(0, targets.sources, parts.sample_loss_sums.float())
         self._sources[1].index_add_(0, targets.sources, targets.loss_mask.sum(dim=-1).float())
         return parts.loss_sum * self._loss_scale
-
-    def reduce_gradients(self, gradients: Gradients) -> None:
-        pass
 
     def totals(self, gradients: Gradients) -> StepTotals:
         """Sums over the replicas, each with a share of the gradient and the losses of its samples, and then over

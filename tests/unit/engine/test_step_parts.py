@@ -26,7 +26,7 @@ def test_local_step_computes_updates_and_loads_and_waits_for_nobody() -> None:
     with engine.groups.clock.step(CPU, watched=frozenset(Part)):
         run_steps(engine, config, range(1))
     parts = engine.groups.clock.last.seconds()
-    idle = {Part.TENSOR, Part.PIPELINE, Part.AGREEMENT}
+    idle = {Part.TENSOR, Part.PIPELINE, Part.DATA, Part.AGREEMENT}
     assert {part for part, seconds in parts.items() if not seconds} == idle
 
 
