@@ -19,13 +19,10 @@ Source: github.com/spyysalo/lumi-llm-scaling, ``meg-ds-sing`` (33B), ``meg-ds`` 
 import dataclasses
 from typing import NamedTuple
 
-from omegaconf import OmegaConf
-
 from megatron_poro.config.derived import batch_plan
-from megatron_poro.config.hardware import HardwareConfig, PlanConfig
-from megatron_poro.config.load import compose, load_config
+from megatron_poro.config.hardware import HardwareConfig
+from megatron_poro.config.load import load_config, load_plan
 from megatron_poro.config.run import TrainConfig
-from megatron_poro.config.typed import typed
 from megatron_poro.metrics.throughput import SpeedOfRun, step_flops
 from megatron_poro.planning.forecast import PassTimes
 from megatron_poro.planning.layers import held_parameters, rank_layers
@@ -168,10 +165,7 @@ def fitted(run: Published, machine: HardwareConfig) -> HardwareConfig:
 
 def lumi_g() -> HardwareConfig:
     """``configs/hardware/lumi_g.yaml``."""
-    values = OmegaConf.to_container(compose(["hardware=lumi_g"], config_name="plan"), resolve=True)
-    assert isinstance(values, dict)
-    plan: PlanConfig = typed(PlanConfig, values)
-    return plan.hardware
+    return load_plan(["hardware=lumi_g"]).hardware
 
 
 def main() -> None:

@@ -41,6 +41,11 @@ class Precision(str, Enum):
     BF16 = "bf16"
     FP32 = "fp32"
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number."""
+        return 2 if self is Precision.BF16 else 4
+
 
 class PipelineSchedule(str, Enum):
     """Order in which a pipeline works through the microbatches."""

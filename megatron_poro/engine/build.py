@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
+from megatron_poro.config.derived import stages_of_pipeline
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import (
     AttentionBackend,
     EngineKind,
-    PipelineSchedule,
     Precision,
     StageSplit,
     TrainConfig,
@@ -127,7 +127,7 @@ def _planned(config: TrainConfig, groups: ParallelGroups, options: BlockOptions)
 
 
 def _num_stages(config: TrainConfig, groups: ParallelGroups) -> int:
-    return groups.pipeline.size * (2 if config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV else 1)
+    return stages_of_pipeline(config.engine.pipeline_schedule, groups.pipeline.size)
 
 
 def _stage_weights(config: TrainConfig, plan: LayerPlan) -> list[float]:

@@ -5,15 +5,15 @@ What is exact is said where it is computed (:mod:`~megatron_poro.planning.layers
 of the peak, bytes over the bandwidth of their link, memory traffic of gradients over the memory's bandwidth.
 """
 
-import math
 from dataclasses import dataclass
 
-from megatron_poro.config.derived import batch_plan, recomputed_layers
+from megatron_poro.config.derived import batch_plan, num_stages, recomputed_layers
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
-from megatron_poro.parallel.topology import bucket_numbers
-from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers, total_parameters
+from megatron_poro.parallel.bucket_sizes import bucket_numbers
+from megatron_poro.parallel.stages import stages_of_rank
+from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
 from megatron_poro.planning.memory import MemoryParts, rank_memory
 from megatron_poro.planning.pipeline import Pass, step_seconds
 from megatron_poro.planning.traffic import (
@@ -193,7 +193,6 @@ def forecast(
     speed = SpeedOfRun(
         flops, tokens_per_step=batch.tokens_per_step, devices=world_size, peak_tflops=hardware.peak_tflops
     )
-    room = hardware.device_memory_bytes - hardware.reserved_bytes
     return Forecast(
         world_size=world_size,
         memory=memory,
@@ -201,7 +200,7 @@ def forecast(
         time=time,
         speed=speed.of(time.total),
         steps=plan.total_steps,
-        fits=max(part.total for part in memory) <= room,
+        fits=max(part.total for part in memory) <= hardware.room_for_tensors,
     )
 
 
@@ -212,8 +211,7 @@ def transfer_seconds(config: TrainConfig, link: Links) -> float:
 
 def _busy(config: TrainConfig, rank: int, microbatches: int, passes: PassTimes) -> tuple[float, float]:
     """Seconds that a rank computes and sums over its tensor group in one step."""
-    ranks, total = config.parallel.pipeline, len(stage_layers(config))
-    stages = [rank] if total == ranks else [rank, total - 1 - rank]
+    stages = stages_of_rank(rank, ranks=config.parallel.pipeline, num_stages=num_stages(config))
     compute = sum(passes.compute(kind, stage) for kind in Pass for stage in stages)
     tensor = sum(passes.tensor(kind, stage) for kind in Pass for stage in stages)
     return microbatches * compute, microbatches * tensor
@@ -241,56 +239,3 @@ def _recomputed_flops(layer: LayerSize, tokens: int, length: int) -> float:
     if layer.recompute is Recompute.FULL:
         return layer.forward_flops(tokens, length)
     return 2.0 * tokens * layer.attention * length if layer.recompute is Recompute.SELECTIVE else 0.0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How often to save.
-
-    Attributes:
-        steps: steps between two checkpoints.
-        lost_share: share of all time that goes to saving, to repeating what a failure undid, and to starting again.
-        failures: failures to expect in the run.
-    """
-
-    steps: int
-    lost_share: float
-    failures: float
-
-
-def save_interval(
-    found: Forecast,
-    hardware: HardwareConfig,
-    *,
-    blocked_seconds: float,
-    restart_seconds: float,
-    every_steps: int | None = None,
-) -> Interval:
-    """The interval between checkpoints that loses least, or what a given one loses.
-
-    Args:
-        found: the run.
-        hardware: how often its nodes fail.
-        blocked_seconds: how long training waits for one save.
-        restart_seconds: from a failure to the first step of the next job.
-        every_steps: judge this interval instead of looking for the best.
-
-    Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
-    """
-    nodes = math.ceil(found.world_size / hardware.devices_per_node)
-    mean_seconds = 365 * 86_400 / (nodes * hardware.node_failures_per_year)
-    best = math.sqrt(2 * max(blocked_seconds, 1e-3) * mean_seconds) / found.time.total
-    steps = max(1, round(best)) if every_steps is None else every_steps
-    interval = steps * found.time.total
-    lost = blocked_seconds / interval + (interval / 2 + restart_seconds) / mean_seconds
-    return Interval(steps, lost, found.steps * found.time.total / mean_seconds)
-
-
-def checkpoint_bytes(config: TrainConfig) -> int:
-    """Masters and two moments in fp32."""
-    return 12 * total_parameters(config.model)
-
-
-def export_bytes(config: TrainConfig) -> int:
-    """A Hugging Face model in bf16."""
-    return 2 * total_parameters(config.model)

@@ -1,4 +1,4 @@
-"""The layers of a model as numbers: parameters, multiply-adds and kept activations of each, for one tensor rank.
+"""The layers of a model as numbers: parameters and multiply-adds of each, and what is recomputed of it.
 
 The same list as :mod:`megatron_poro.models` builds, without building it; a test holds the two against each other.
 """
@@ -12,7 +12,7 @@ from megatron_poro.config.derived import num_stages
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import Recompute, StageSplit, TrainConfig
 from megatron_poro.parallel.recomputed import recomputed_blocks
-from megatron_poro.parallel.stages import stage_boundaries, weigh
+from megatron_poro.parallel.stages import stage_boundaries, stages_of_rank, weigh
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,10 @@ def _boundaries(layers: tuple[LayerSize, ...], number: int, by_cost: bool) -> tu
 def rank_layers(config: TrainConfig) -> list[list[LayerSize]]:
     """The layers that each pipeline rank holds: its stage, and under DualPipeV the mirrored one as well."""
     stages, ranks = stage_layers(config), config.parallel.pipeline
-    if len(stages) == ranks:
-        return stages
-    return [stages[rank] + stages[-1 - rank] for rank in range(ranks)]
+    return [
+        [layer for stage in stages_of_rank(rank, ranks=ranks, num_stages=len(stages)) for layer in stages[stage]]
+        for rank in range(ranks)
+    ]
 
 
 def held_parameters(layers: Sequence[LayerSize], tensor_size: int) -> int:

@@ -163,7 +163,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         backend: the attention kernel that will run, not ``auto``.
     """
     batch, parallel, model = batch_plan(config, world_size), config.parallel, config.model
-    item = 2 if config.engine.precision is Precision.BF16 else _FP32
+    item = config.engine.precision.item_bytes
     tokens = config.engine.microbatch_samples * config.data.sequence_length
     sizes = TensorSizes(
         tokens=tokens,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from megatron_poro.config.derived import stages_of_pipeline
 from megatron_poro.config.run import PipelineSchedule
+from megatron_poro.parallel.stages import rank_of_stage, stages_of_rank
 
 
 class Pass(str, Enum):
@@ -65,16 +67,6 @@ class Timeline:
         return 1.0 - busy / (self.seconds * len(self.ranks))
 
 
-def num_stages(schedule: PipelineSchedule, ranks: int) -> int:
-    """Stages of a pipeline of so many ranks."""
-    return ranks * (2 if schedule is PipelineSchedule.DUALPIPEV else 1)
-
-
-def stage_rank(schedule: PipelineSchedule, ranks: int, stage: int) -> int:
-    """The rank that computes a stage: DualPipeV folds the model so that its two ends meet on rank 0."""
-    return stage if stage < ranks else num_stages(schedule, ranks) - 1 - stage
-
-
 def work_order(schedule: PipelineSchedule, *, ranks: int, rank: int, microbatches: int) -> list[Work]:
     """What a rank computes in one step, in order.
 
@@ -102,7 +94,7 @@ def _dualpipev(ranks: int, rank: int, microbatches: int) -> list[Work]:
     pattern += "B1 F1 B0 " * before
     pattern += "B1 B0 " * (rank + 1)
     pattern += "B0 " * before
-    stages = (rank, 2 * ranks - 1 - rank)
+    stages = stages_of_rank(rank, ranks=ranks, num_stages=stages_of_pipeline(PipelineSchedule.DUALPIPEV, ranks))
     done: dict[str, int] = {}
     order = []
     for token in pattern.split():
@@ -130,7 +122,7 @@ def simulate(
         transfer_seconds: time to send what a pass has made to another rank. Under 1F1B both ends wait for it, as
             DeepSpeed's messages do; under DualPipeV a rank sends and receives at the same time.
     """
-    last_stage = num_stages(schedule, ranks) - 1
+    last_stage = stages_of_pipeline(schedule, ranks) - 1
     to_receive = transfer_seconds if schedule is PipelineSchedule.ONE_F_ONE_B else 0.0
     orders = [work_order(schedule, ranks=ranks, rank=rank, microbatches=microbatches) for rank in range(ranks)]
     arrived: dict[Work, float] = {}
@@ -147,11 +139,11 @@ def simulate(
                     break
                 start = free[rank]
                 if needed is not None:
-                    sent = stage_rank(schedule, ranks, needed.stage) != rank
+                    sent = rank_of_stage(needed.stage, ranks=ranks) != rank
                     start = max(start + (to_receive if sent else 0.0), arrived[needed])
                 end = start + seconds(work.kind, work.stage)
                 follower = _followed_by(work, last_stage)
-                leaves = follower is not None and stage_rank(schedule, ranks, follower) != rank
+                leaves = follower is not None and rank_of_stage(follower, ranks=ranks) != rank
                 # a rank sends before it goes on, and the other one has it when it is sent
                 free[rank] = arrived[work] = end + (transfer_seconds if leaves else 0.0)
                 timelines[rank].append(TimedWork(work, start, end))

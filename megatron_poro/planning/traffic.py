@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from megatron_poro.config.derived import batch_plan, num_stages
 from megatron_poro.config.hardware import HardwareConfig
-from megatron_poro.config.run import Precision, Recompute, TrainConfig
+from megatron_poro.config.run import Recompute, TrainConfig
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers
 
 _FP32 = 4
@@ -68,7 +68,7 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     """Bytes that one process of each pipeline rank sends in one step."""
     batch, parallel = batch_plan(config, world_size), config.parallel
     ranks, last = rank_layers(config), parallel.pipeline - 1
-    item = 2 if config.engine.precision is Precision.BF16 else 4
+    item = config.engine.precision.item_bytes
     width, sent = activation_bytes(config), boundary_bytes(config)
     # exact sums are of whole gradients in 64-bit integers; others are scattered, and only shares are added up further
     exact, replicas = config.engine.reproducible, batch.data_size
@@ -108,9 +108,8 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
 
 def activation_bytes(config: TrainConfig) -> float:
     """Bytes of one microbatch between two layers, over all positions."""
-    item = 2 if config.engine.precision is Precision.BF16 else 4
     tokens = config.engine.microbatch_samples * config.data.sequence_length
-    return float(tokens * config.model.hidden_size * item)
+    return float(tokens * config.model.hidden_size * config.engine.precision.item_bytes)
 
 
 def boundary_bytes(config: TrainConfig) -> float:
