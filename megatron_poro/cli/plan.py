@@ -23,8 +23,9 @@ from megatron_poro.config.run import AttentionBackend, TrainConfig
 from megatron_poro.config.typed import typed
 from megatron_poro.config.validate import validate, validate_values
 from megatron_poro.errors import ConfigError
-from megatron_poro.planning.forecast import Forecast, PassTimes, forecast, transfer_seconds
+from megatron_poro.planning.forecast import Forecast, forecast
 from megatron_poro.planning.memory import attention_on_a_gpu
+from megatron_poro.planning.passes import PassTimes, transfer_seconds
 from megatron_poro.planning.picture import pipeline_picture
 from megatron_poro.planning.pipeline import simulate
 from megatron_poro.planning.search import SEARCHED

@@ -57,9 +57,9 @@ class HardwareConfig:
     node_failures_per_year: float = 2.0
     """How often one node takes a job down; 0 for never."""
 
-    def peak_flops(self, precision: Precision) -> float:
-        """Most operations per second of one device, in matrix products of a format."""
-        return 1e12 * (self.peak_tflops if precision is Precision.BF16 else self.fp32_peak_tflops)
+    def peak_tflops_in(self, precision: Precision) -> float:
+        """Peak TFLOP/s of one device for matrix products of a format."""
+        return self.peak_tflops if precision is Precision.BF16 else self.fp32_peak_tflops
 
     @property
     def room_for_tensors(self) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
+from megatron_poro.errors import ConfigError
 from megatron_poro.models.tiles import pairs_in_tiles
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
 from megatron_poro.planning.moments import StageSizes, worst_moment
@@ -146,9 +147,19 @@ class TensorSizes:
 
 def attention_on_a_gpu(config: TrainConfig) -> AttentionBackend:
     """The kernel that a plan counts with: ``auto`` is flash, and eager where attention weights are dropped, because no
-    fused kernel repeats a mask. What ``flex`` keeps is what flash does.
+    fused kernel repeats a mask. What ``flex`` keeps is what flash does. A reproducible run takes eager.
+
+    Raises:
+        ConfigError: for a fused kernel in a reproducible run, as the engine does (a test compares the sentences).
     """
     wanted = config.engine.attention
+    if config.engine.reproducible:
+        if wanted not in (AttentionBackend.AUTO, AttentionBackend.EAGER):
+            raise ConfigError(
+                f"engine.attention={wanted.value} adds up in no fixed order on a GPU, and engine.reproducible=true "
+                "needs one. Use eager or auto, or engine.reproducible=false."
+            )
+        return AttentionBackend.EAGER
     if wanted is AttentionBackend.AUTO and config.model.attention_dropout > 0.0:
         return AttentionBackend.EAGER
     return AttentionBackend.FLASH if wanted in (AttentionBackend.AUTO, AttentionBackend.FLEX) else wanted

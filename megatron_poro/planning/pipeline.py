@@ -4,6 +4,7 @@ The orders are those of the schedules that run (a test compares them with DeepSp
 outside. So a bubble is what is left over on the clock, not a formula.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -153,30 +154,46 @@ def simulate(
     return Timeline(tuple(map(tuple, timelines)), max(free))
 
 
-def step_seconds(
+class StepLength(NamedTuple):
+    """How long a step of the pipeline is.
+
+    Attributes:
+        seconds: of all its passes.
+        behind: for each stage, seconds from the end of its last backward pass to the end of the step.
+    """
+
+    seconds: float
+    behind: tuple[float, ...]
+
+
+def step_length(
     schedule: PipelineSchedule,
     *,
     ranks: int,
     microbatches: int,
     seconds: Callable[[Pass, int], float],
     transfer_seconds: float = 0.0,
-) -> tuple[float, float]:
-    """Seconds of a step and the share of them that ranks wait; as :func:`simulate`, and quick for any number.
+) -> StepLength:
+    """The length of a step; arguments as those of :func:`simulate`, and quick for any number of microbatches.
 
     Once a pipeline is full each further microbatch takes as long as the slowest rank needs for it. So a few times as
     many microbatches as ranks are simulated, twice, and the difference is carried on.
     """
+    run = functools.partial(simulate, schedule, ranks=ranks, seconds=seconds, transfer_seconds=transfer_seconds)
     few = 6 * ranks
-    options = {"ranks": ranks, "seconds": seconds, "transfer_seconds": transfer_seconds}
     if microbatches <= few + ranks:
-        timeline = simulate(schedule, microbatches=microbatches, **options)  # type: ignore[arg-type]
-        return timeline.seconds, timeline.bubble
-    shorter = simulate(schedule, microbatches=few, **options)  # type: ignore[arg-type]
-    longer = simulate(schedule, microbatches=few + ranks, **options)  # type: ignore[arg-type]
+        timeline = run(microbatches=microbatches)
+        return StepLength(timeline.seconds, _behind(timeline))
+    shorter, longer = run(microbatches=few), run(microbatches=few + ranks)
     each = (longer.seconds - shorter.seconds) / ranks
-    total = longer.seconds + (microbatches - few - ranks) * each
-    busy = sum(longer.busy_seconds(rank) for rank in range(ranks)) / (few + ranks) * microbatches
-    return total, 1.0 - busy / (total * ranks)
+    return StepLength(longer.seconds + (microbatches - few - ranks) * each, _behind(longer))
+
+
+def _behind(timeline: Timeline) -> tuple[float, ...]:
+    last = {
+        timed.work.stage: timed.end for rank in timeline.ranks for timed in rank if timed.work.kind is Pass.BACKWARD
+    }
+    return tuple(timeline.seconds - last[stage] for stage in sorted(last))
 
 
 def most_kept(order: Sequence[Work], per_microbatch: Mapping[int, float]) -> dict[int, float]:

@@ -30,7 +30,7 @@ def test_the_parts_of_a_step_add_up_and_a_slower_machine_is_slower() -> None:
     time = forecast(config, machine, world_size=1024).time
     assert time.total == pytest.approx(sum(dataclasses.asdict(time).values()))
     assert min(dataclasses.asdict(time).values()) > 0
-    for key in ("efficiency", "module_bandwidth", "network_bandwidth", "memory_bandwidth"):
+    for key in ("efficiency", "peak_tflops", "module_bandwidth", "network_bandwidth", "memory_bandwidth"):
         slower = dataclasses.replace(machine, **{key: getattr(machine, key) / 2})
         assert forecast(config, slower, world_size=1024).time.total > time.total, key
 

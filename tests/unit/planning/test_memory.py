@@ -7,7 +7,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import AttentionBackend, Recompute
-from megatron_poro.models.attention import choose_backend
+from megatron_poro.engine.build import attention_kernel
+from megatron_poro.errors import ConfigError
 from megatron_poro.models.bloom import BlockOptions, bloom_plan
 from megatron_poro.models.init import build_layer
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
@@ -114,10 +115,22 @@ def test_a_block_under_full_recomputation_keeps_its_input() -> None:
     ("wanted", "dropout"),
     [*((wanted, 0.0) for wanted in AttentionBackend), (AttentionBackend.AUTO, 0.1), (AttentionBackend.EAGER, 0.1)],
 )
-def test_a_plan_counts_with_the_kernel_that_will_run(wanted: AttentionBackend, dropout: float) -> None:
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_a_plan_counts_with_the_kernel_that_will_run(
+    wanted: AttentionBackend, dropout: float, reproducible: bool
+) -> None:
+    """Or refuses it in the engine's own words."""
     config = poro()
     config.engine.attention, config.model.attention_dropout = wanted, dropout
-    chosen = choose_backend(wanted, device=torch.device("cuda"), length=config.data.sequence_length, dropout=dropout)
+    config.engine.reproducible = reproducible
+    if reproducible and wanted not in (AttentionBackend.AUTO, AttentionBackend.EAGER):
+        with pytest.raises(ConfigError) as engines:
+            attention_kernel(config, torch.device("cuda"))
+        with pytest.raises(ConfigError) as plans:
+            attention_on_a_gpu(config)
+        assert str(plans.value) == str(engines.value)
+        return
+    chosen = attention_kernel(config, torch.device("cuda"))
     keeps_as_flash = (AttentionBackend.FLASH, AttentionBackend.FLEX)
     planned = attention_on_a_gpu(config)
     assert planned is (AttentionBackend.FLASH if chosen in keeps_as_flash else chosen)
