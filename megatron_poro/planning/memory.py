@@ -15,7 +15,7 @@ from megatron_poro.errors import ConfigError
 from megatron_poro.models.tiles import pairs_in_tiles
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
 from megatron_poro.planning.moments import StageSizes, worst_moment
-from megatron_poro.planning.pipeline import most_kept, work_order
+from megatron_poro.planning.pipeline import FILLED, most_kept, work_order
 
 _FP32 = 4
 _INT64 = 8
@@ -32,7 +32,7 @@ class MemoryParts(NamedTuple):
         activations: what forward passes have left for backward passes, at the worst moment.
         recomputed: what a block makes and drops again at that moment, recomputed or on the way.
         head: logits, their probabilities and their gradient, where the loss is.
-        buffers: what a stage received.
+        buffers: what a stage received; under DualPipeV also gradients that passes use, and the graph of the last loss.
         constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
     """
 
@@ -191,7 +191,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
     found = []
     for rank, layers in enumerate(rank_layers(config)):
         # what is held no longer grows once the pipeline is full
-        few = min(batch.microbatches, 4 * parallel.pipeline)
+        few = min(batch.microbatches, FILLED * parallel.pipeline)
         order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
         left_behind = {
             stage: _kept(stages[stage], backend, sizes) + _in_pipeline(stage, len(stages), parallel.pipeline, sizes)
@@ -207,6 +207,8 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
                 microbatches=batch.microbatches,
                 is_first=rank == 0,
                 in_order=len(stages) == parallel.pipeline,
+                exact=config.engine.reproducible,
+                share=parameters / batch.data_size,
             )
             for stage, kept in most_kept(order, left_behind).items()
         ]
@@ -246,10 +248,12 @@ def _kept(layers: list[LayerSize], backend: AttentionBackend, sizes: TensorSizes
     """Bytes that one microbatch leaves behind on a stage, logits not included."""
     blocks = sum(sizes.kept_block(backend, layer.recompute) for layer in layers if layer.is_block)
     width = sizes.width
-    ends = sum(
-        {"embedding": 16 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
-        for layer in layers
-    )
+    of_ends = {
+        "embedding": 2 * _INT64 * sizes.tokens,  # token ids, and the same counted from the first of this rank
+        "embedding_norm": width,  # its input
+        "final_norm": 2 * width,  # its input, and its output, which is the head's
+    }
+    ends = sum(of_ends.get(layer.role, 0.0) for layer in layers)
     masks = sizes.outside * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
     if layers[-1].role == "final_norm":  # its output is what is sent
         ends -= width

@@ -14,6 +14,13 @@ from megatron_poro.config.derived import stages_of_pipeline
 from megatron_poro.config.run import PipelineSchedule
 from megatron_poro.parallel.stages import rank_of_stage, stages_of_rank
 
+FILLED = 4
+"""Times the ranks, microbatches: as many as it takes until a rank does the same again and again and a longer step is no
+different but for its length. DualPipeV takes twice the ranks to fill, and as many to drain; 1F1B half of that."""
+
+_MEASURED = 2
+"""Times the ranks, microbatches: what a step needs beyond that for the time of one more to be seen."""
+
 
 class Pass(str, Enum):
     """Direction of a piece of work."""
@@ -180,7 +187,7 @@ def step_length(
     many microbatches as ranks are simulated, twice, and the difference is carried on.
     """
     run = functools.partial(simulate, schedule, ranks=ranks, seconds=seconds, transfer_seconds=transfer_seconds)
-    few = 6 * ranks
+    few = (FILLED + _MEASURED) * ranks
     if microbatches <= few + ranks:
         timeline = run(microbatches=microbatches)
         return StepLength(timeline.seconds, _behind(timeline))

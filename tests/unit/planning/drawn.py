@@ -57,4 +57,7 @@ def drawn(seed: int) -> Drawn:
         blocks = [sum(layer.is_block for layer in layers) for layers in rank_layers(config)]
         config.engine.recompute_blocks = [choose.randint(0, number) for number in blocks]
     world_size = tensor * pipeline * data
-    return Drawn(config, world_size, choose.randrange(world_size))
+    rank = choose.randrange(world_size)
+    if config.engine.attention is AttentionBackend.FLASH and choose.random() < 0.5:
+        config.engine.attention = AttentionBackend.TILED
+    return Drawn(config, world_size, rank)
