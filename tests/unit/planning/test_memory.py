@@ -14,10 +14,9 @@ from megatron_poro.models.init import build_layer
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.planning.memory import TensorSizes, attention_on_a_gpu, rank_memory
-from megatron_poro.simulation.rank import simulate_rank
 from tests.support.ranks import run_ranks
 from tests.unit.planning.configs import poro, small
-from tests.unit.planning.drawn import drawn
+from tests.unit.planning.drawn import compared
 
 MODEL = BloomConfig(num_layers=2, hidden_size=64, num_heads=8, vocab_size=512)
 SAMPLES, LENGTH = 2, 128
@@ -178,8 +177,5 @@ def test_poro_34b_needs_what_its_engine_holds() -> None:
 
 @pytest.mark.parametrize("seed", range(50))
 def test_a_simulated_rank_holds_what_is_planned_within_two_per_cent(seed: int) -> None:
-    config, world_size, rank = drawn(seed)
-    backend = config.engine.attention
-    seen = simulate_rank(config, rank=rank, world_size=world_size, backend=backend)
-    planned = rank_memory(config, world_size=world_size, backend=backend)[seen.coordinate.pipeline]
-    assert planned.total == pytest.approx(seen.peak_bytes, rel=0.02)
+    planned, seen = compared(seed)
+    assert planned == pytest.approx(seen, rel=0.02)
