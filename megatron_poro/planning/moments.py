@@ -194,7 +194,8 @@ def _in_a_block(
         again = max(attention + gathered, whole + feed_forward, whole + end if sizes.drops else 0.0, whole + softmax)
         return attention, again + masked
     if recompute is Recompute.SELECTIVE:
-        # neither the attended heads nor what follows them is there yet, or any longer
+        # neither the attended heads nor what follows them is there yet, or any longer. Backward there are gradients of
+        # both the heads and the residual stream; with them eager and sdpa were planned up to 3 % too high
         around = -attention_width - expanded - of_its_norm
         return max(core + around, end - output), max(core_again + around, feed_forward + masked)
     ended = earlier if stage.in_order and not stage.has("embedding") else 0.0
