@@ -30,8 +30,9 @@ class MemoryParts(NamedTuple):
         gradients: their sums in fp32, and in 64-bit integers beside it in a reproducible run.
         optimizer: this process's part of masters and two moments, fp32; of fp32 weights only the moments.
         activations: what forward passes have left for backward passes, at the worst moment.
-        recomputed: what a block makes and drops again at that moment, recomputed or on the way.
-        head: logits, their probabilities and their gradient, where the loss is.
+        recomputed: what is made and dropped again at that moment: by a block, recomputed or on the way, and in a
+            reproducible run by adding its gradients up.
+        head: where the loss is, logits, what the loss makes of them, and the same of the head's own gradient.
         buffers: what a stage received; under DualPipeV also gradients that passes use, and the graph of the last loss.
         constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
     """
