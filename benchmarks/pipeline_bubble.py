@@ -36,6 +36,7 @@ import torch
 
 from benchmarks.our_step import LEARNING_RATE, Shape, microbatches, token_batches, train_config
 from megatron_poro.cli.host_memory import keep_freed_memory
+from megatron_poro.config.derived import stages_of_pipeline
 from megatron_poro.config.run import EngineKind, PipelineSchedule, Precision, TrainConfig
 from megatron_poro.engine.build import build_engine
 from megatron_poro.parallel.groups import ParallelGroups
@@ -46,7 +47,6 @@ from megatron_poro.planning.pipeline import (
     TimedWork,
     Timeline,
     Work,
-    num_stages,
     simulate,
     work_order,
 )
@@ -82,7 +82,7 @@ class Case(NamedTuple):
         """How long a pass takes at least."""
         if self.last_stage is None:
             return 0.0
-        is_last = work.stage == num_stages(self.schedule, self.topology.pipeline) - 1
+        is_last = work.stage == stages_of_pipeline(self.schedule, self.topology.pipeline) - 1
         return DRAWN_SECONDS[work.kind] * (self.last_stage if is_last else 1.0)
 
     def order(self, pipeline_rank: int) -> list[Work]:
@@ -187,7 +187,7 @@ def row(case: Case, steps: int) -> str:
     planned = [planned_step(case, step) for step in measured]
     times = ", ".join(
         " + ".join(f"{1000 * mean_seconds(measured, kind, stage):.0f}" for kind in Pass)
-        for stage in range(num_stages(case.schedule, case.topology.pipeline))
+        for stage in range(stages_of_pipeline(case.schedule, case.topology.pipeline))
     )
     more = [100 * (took.bubble - expected.bubble) for took, expected in zip(measured, planned, strict=True)]
     cells = [

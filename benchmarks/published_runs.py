@@ -19,17 +19,14 @@ Source: github.com/spyysalo/lumi-llm-scaling, ``meg-ds-sing`` (33B), ``meg-ds`` 
 import dataclasses
 from typing import NamedTuple
 
-from omegaconf import OmegaConf
-
 from megatron_poro.config.derived import batch_plan
-from megatron_poro.config.hardware import HardwareConfig, PlanConfig
-from megatron_poro.config.load import compose, load_config
+from megatron_poro.config.hardware import HardwareConfig
+from megatron_poro.config.load import load_config, load_plan
 from megatron_poro.config.run import TrainConfig
-from megatron_poro.config.typed import typed
 from megatron_poro.metrics.throughput import SpeedOfRun, step_flops
-from megatron_poro.planning.forecast import PassTimes
 from megatron_poro.planning.layers import held_parameters, rank_layers
-from megatron_poro.planning.pipeline import step_seconds
+from megatron_poro.planning.passes import PassTimes
+from megatron_poro.planning.pipeline import step_length
 from megatron_poro.planning.traffic import activation_bytes, links, ring_bytes
 
 _ACCUMULATE_BYTES = 18.0
@@ -119,13 +116,13 @@ def original_step(config: TrainConfig, machine: HardwareConfig, *, devices: int)
     # each tensor rank sends its part; behind, the parts are gathered
     part = activation_bytes(config) / tensor
     transfer = part / link.pipeline + (tensor - 1) * part / link.tensor + 2 * link.latency
-    pipeline, _ = step_seconds(
+    pipeline = step_length(
         config.engine.pipeline_schedule,
         ranks=parallel.pipeline,
         microbatches=batch.microbatches,
-        seconds=PassTimes(config, machine, link, accumulate_bytes=_ACCUMULATE_BYTES),
+        seconds=PassTimes(config, machine, link, accumulated=_ACCUMULATE_BYTES),
         transfer_seconds=transfer,
-    )
+    ).seconds
     parameters = max(held_parameters(layers, tensor) for layers in rank_layers(config))
     tied = ring_bytes(4.0 * model.vocab_size * model.hidden_size / tensor, 2)
     touched = _REDUCE_BYTES + _STEP_BYTES + _UPDATE_BYTES / batch.data_size
@@ -168,10 +165,7 @@ def fitted(run: Published, machine: HardwareConfig) -> HardwareConfig:
 
 def lumi_g() -> HardwareConfig:
     """``configs/hardware/lumi_g.yaml``."""
-    values = OmegaConf.to_container(compose(["hardware=lumi_g"], config_name="plan"), resolve=True)
-    assert isinstance(values, dict)
-    plan: PlanConfig = typed(PlanConfig, values)
-    return plan.hardware
+    return load_plan(["hardware=lumi_g"]).hardware
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ Apart from ``cli/plan.py``, which runs without torch.
 import time
 from collections.abc import Iterator
 
+from megatron_poro.cli.columns import columns
 from megatron_poro.config.run import AttentionBackend, TrainConfig
 from megatron_poro.planning.forecast import Forecast
 from megatron_poro.planning.layers import held_parameters, rank_layers
@@ -73,7 +74,7 @@ class _Report:
         yield from self._compared("sent in a step", self._sent())
         yield ""
         yield "calls of a step, bytes of the tensors they are about"
-        yield from _columns([["group", "size", "kind", "calls", "bytes", "tensor"], *self._calls()])
+        yield from columns([["group", "size", "kind", "calls", "bytes", "tensor"], *self._calls()], left=(0,))
 
     def record(self) -> dict[str, object]:
         """The same for a program."""
@@ -136,7 +137,7 @@ class _Report:
         for name, planned, seen in rows:
             difference = f"{(seen - planned) / planned:+.2%}" if planned else "" if seen == 0 else "not planned"
             table.append([name, format_bytes(int(planned)), format_bytes(int(seen)), difference])
-        return _columns(table)
+        return columns(table, left=(0,))
 
     def _alike(self) -> Iterator[tuple[str, Collective, list[Collective]]]:
         """Calls of one kind among the same processes about tensors of one shape."""
@@ -162,11 +163,3 @@ def _layers(roles: list[str]) -> str:
 
 def _format(one: Collective) -> str:
     return str(one.dtype).removeprefix("torch.")
-
-
-def _columns(rows: list[list[str]]) -> Iterator[str]:
-    """A table whose first column is words."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *middle in rows:
-        cells = [cell.rjust(width) for cell, width in zip(middle, widths[1:], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()

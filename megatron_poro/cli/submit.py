@@ -26,7 +26,8 @@ from megatron_poro.cluster.templates import site_file, slurm_folder
 from megatron_poro.config.cluster import ClusterConfig, SubmitConfig
 from megatron_poro.config.command_line import Selection, add_selection_arguments, parse_selection, selection
 from megatron_poro.config.derived import batch_plan, replica_processes, run_folder
-from megatron_poro.config.load import compose
+from megatron_poro.config.load import compose, load_plan
+from megatron_poro.config.plan_rules import validate_plan
 from megatron_poro.config.run import TrainConfig
 from megatron_poro.config.typed import typed
 from megatron_poro.errors import ConfigError
@@ -106,7 +107,7 @@ def _submit_run(chosen: Selection, request: SubmitConfig, arguments: argparse.Na
         data=nodes * tasks // replica_processes(config),
     )
     check_rank_map(topology, tasks_per_node=tasks)
-    memory = list(_check_memory(config, cluster, topology))
+    memory = list(_check_memory(config, cluster, topology, chosen.config_dirs))
 
     working_folder = Path.cwd()
     folder = JobFolder((working_folder / run_folder(config)).absolute())
@@ -138,22 +139,29 @@ def _nodes(config: TrainConfig, request: SubmitConfig) -> int:
     return -(-replica_processes(config) * config.parallel.data // tasks)
 
 
-def _check_memory(config: TrainConfig, cluster: ClusterConfig, topology: Topology) -> Iterator[tuple[str, str]]:
+def _check_memory(
+    config: TrainConfig, cluster: ClusterConfig, topology: Topology, config_dirs: Sequence[Path]
+) -> Iterator[tuple[str, str]]:
     """A row on memory; raises ``ConfigError`` if a device is too small."""
-    has = cluster.device_memory_bytes
-    if has is None:
+    if cluster.hardware is None:
         return
+    plan = load_plan([f"hardware={cluster.hardware}"], config_dirs=config_dirs)
+    validate_plan(plan)
+    room = plan.hardware.room_for_tensors
     needs = rank_memory(config, world_size=topology.world_size, backend=attention_on_a_gpu(config))
     rank = max(range(len(needs)), key=lambda rank: needs[rank].total)
     parts = ", ".join(f"{format_bytes(round(size))} {name}" for name, size in needs[rank]._asdict().items() if size)
     total = format_bytes(round(needs[rank].total))
-    if needs[rank].total > has:
+    if needs[rank].total > room:
         raise ConfigError(
-            f"pipeline rank {rank} needs about {total} on each device and cluster.device_memory_bytes is "
-            f"{format_bytes(has)}: {parts}. Use a larger parallel.tensor or parallel.pipeline, or "
-            "engine.recompute=full; cluster.device_memory_bytes=null does not ask."
+            f"pipeline rank {rank} needs about {total} on each device, and tensors can have {format_bytes(room)} of "
+            f"one of cluster.hardware={cluster.hardware}: {parts}. Use a larger parallel.tensor or parallel.pipeline, "
+            "or engine.recompute=full; cluster.hardware=null does not ask."
         )
-    yield "memory", f"about {total} of {format_bytes(has)} on a device of pipeline rank {rank}: {parts}"
+    yield (
+        "memory",
+        f"about {total} on a device of pipeline rank {rank}, where {format_bytes(room)} are for tensors: {parts}",
+    )
 
 
 def _rows(

@@ -128,10 +128,8 @@ class ClusterConfig:
     """A node whose all-reduce takes so many times the median, with every partner it had, is called slow."""
 
     hardware: str | None = None
-    """Its devices and links: a file of configs/hardware, which `poro plan cluster=...` takes."""
-
-    device_memory_bytes: int | None = field(default=None, metadata={"count": True})
-    """Memory of one GPU; a run that is estimated to need more is refused. null does not estimate."""
+    """Its devices and links: a file of configs/hardware, which `poro plan cluster=...` takes. A run that needs more
+    memory there than tensors can have, as planned, is refused. null does not plan."""
 
     devices_per_module: int = 1
     """Neighbouring GPUs that share a package (2 on an MI250X): tensor ranks should."""

@@ -70,6 +70,10 @@ def recomputed_layers(config: TrainConfig) -> int:
 
 
 def num_stages(config: TrainConfig) -> int:
-    """Parts that the list of layers is cut into; DualPipeV gives every pipeline rank two."""
-    is_double = config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV
-    return config.parallel.pipeline * (2 if is_double else 1)
+    """Parts that the list of layers of a run is cut into."""
+    return stages_of_pipeline(config.engine.pipeline_schedule, config.parallel.pipeline)
+
+
+def stages_of_pipeline(schedule: PipelineSchedule, ranks: int) -> int:
+    """Parts that a list of layers is cut into for so many pipeline ranks; DualPipeV gives each of them two."""
+    return ranks * (2 if schedule is PipelineSchedule.DUALPIPEV else 1)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from megatron_poro.config.run import Precision
+
 
 @dataclass(kw_only=True)
 class HardwareConfig:
@@ -21,8 +23,12 @@ class HardwareConfig:
     peak_tflops: float = MISSING
     """Peak TFLOP/s of one device for bf16 matrix products."""
 
+    fp32_peak_tflops: float = MISSING
+    """Peak TFLOP/s of one device for fp32 matrix products."""
+
     efficiency: float = MISSING
-    """Share of the peak that passes through the layers reach while they compute; from a measured or published run."""
+    """Share of the peak that passes through the layers reach while they compute, in bf16 as in fp32; from a measured or
+    published run."""
 
     memory_bandwidth: float = MISSING
     """Bytes per second between a device and its memory."""
@@ -49,10 +55,16 @@ class HardwareConfig:
     """Power of one device under load, its share of the node included."""
 
     node_failures_per_year: float = 2.0
-    """How often one node takes a job down."""
+    """How often one node takes a job down; 0 for never."""
 
-    storage_bandwidth: float = 10e9
-    """Bytes per second that all processes together write to the file system."""
+    def peak_tflops_in(self, precision: Precision) -> float:
+        """Peak TFLOP/s of one device for matrix products of a format."""
+        return self.peak_tflops if precision is Precision.BF16 else self.fp32_peak_tflops
+
+    @property
+    def room_for_tensors(self) -> int:
+        """Bytes of a device that tensors can have."""
+        return self.device_memory_bytes - self.reserved_bytes
 
 
 @dataclass(kw_only=True)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from megatron_poro.config.fields import plain
+from megatron_poro.config.hardware import PlanConfig
 from megatron_poro.config.hydra_errors import config_error
 from megatron_poro.config.paths import config_dir
 from megatron_poro.config.run import TrainConfig
@@ -42,6 +43,13 @@ def load_config(
         ConfigError: for everything that can be wrong with the above; names the key, its value and what to do.
     """
     return from_hydra(compose(overrides, config_name=config_name, config_dirs=config_dirs))
+
+
+def load_plan(overrides: Sequence[str] = (), *, config_dirs: Sequence[Path] = ()) -> PlanConfig:
+    """Composes what a plan takes besides a run, such as ``hardware=lumi_g nodes=128``; as :func:`load_config`."""
+    values = OmegaConf.to_container(compose(overrides, config_name="plan", config_dirs=config_dirs), resolve=True)
+    assert isinstance(values, dict), f"the root of a config is a mapping, not {type(values).__name__}"
+    return typed(PlanConfig, values)
 
 
 def compose(

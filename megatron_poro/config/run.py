@@ -41,6 +41,11 @@ class Precision(str, Enum):
     BF16 = "bf16"
     FP32 = "fp32"
 
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of a number."""
+        return 2 if self is Precision.BF16 else 4
+
 
 class PipelineSchedule(str, Enum):
     """Order in which a pipeline works through the microbatches."""
@@ -180,8 +185,8 @@ class EngineConfig:
     reproducible: bool = False
     """Make losses, gradients, weights and moments equal bit for bit at every number of replicas, accumulation steps and
     pipeline stages, for the same parallel.tensor, parallel.sequence, microbatch_samples, kind of device, CPU threads
-    and libraries. Takes 8 bytes more per parameter of this process, four times the bytes of the gradient reduction, and
-    some time."""
+    and libraries. Takes 8 bytes more per parameter of this process and 16 per number of its largest matrix, four times
+    the bytes of the gradient reduction, all of it after the last pass, and some time."""
 
     truth_check: TruthCheck = TruthCheck.AUTO
     """Compare this layout's gradients with one process's before the first step: on, off (also true, false), or auto (on

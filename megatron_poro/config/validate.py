@@ -17,8 +17,19 @@ def validate(config: TrainConfig, *, world_size: int | None = None) -> None:
     Raises:
         ConfigError: one line per problem. What values are together is only looked at once each is right by itself.
     """
-    problems = [problem for rule in VALUE_RULES for problem in rule(config)]
-    if not problems:
-        problems = [problem for rule in FIT_RULES for problem in rule(config, world_size)]
+    validate_values(config)
+    _refuse([problem for rule in FIT_RULES for problem in rule(config, world_size)])
+
+
+def validate_values(config: TrainConfig) -> None:
+    """Refuses a config whose values are out of range, each by itself; whether they fit together is not asked.
+
+    Raises:
+        ConfigError: one line per problem.
+    """
+    _refuse([problem for rule in VALUE_RULES for problem in rule(config)])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))

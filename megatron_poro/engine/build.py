@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from megatron_poro.config.derived import stages_of_pipeline
 from megatron_poro.config.model import BloomConfig
 from megatron_poro.config.run import (
-    AttentionBackend,
     EngineKind,
-    PipelineSchedule,
     Recompute,
     StageSplit,
     TrainConfig,
@@ -21,12 +20,11 @@ from megatron_poro.engine.deepspeed_config import require_deepspeed
 from megatron_poro.engine.engine import Engine
 from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.objective import ObjectiveFactory
-from megatron_poro.errors import ConfigError
-from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.count import count_parameters
 from megatron_poro.models.families import family
 from megatron_poro.models.init import weight_dtype
+from megatron_poro.models.kernel_choice import attention_kernel
 from megatron_poro.models.plan import LayerPlan, split_weights
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.recomputed import recomputed_blocks
@@ -68,7 +66,7 @@ def build_engine(
         microbatch_samples=config.engine.microbatch_samples,
     )
     options = BlockOptions(
-        backend=attention_kernel(config, device),
+        backend=attention_kernel(config, device.type),
         recompute=config.engine.recompute,
         clock=clock,
         sequence=config.parallel.sequence,
@@ -129,7 +127,7 @@ def _planned(config: TrainConfig, groups: ParallelGroups, options: BlockOptions)
 
 
 def _num_stages(config: TrainConfig, groups: ParallelGroups) -> int:
-    return groups.pipeline.size * (2 if config.engine.pipeline_schedule is PipelineSchedule.DUALPIPEV else 1)
+    return stages_of_pipeline(config.engine.pipeline_schedule, groups.pipeline.size)
 
 
 def _stage_weights(config: TrainConfig, plan: LayerPlan) -> list[float]:
@@ -162,38 +160,6 @@ def prove_gradients(
         engine = small
     worst = compare_gradients(checked, engine, objective=objective, device=device)
     return f"gradient truth check: {subject} at {groups.topology} agrees with one process, worst {worst}"
-
-
-def attention_kernel(config: TrainConfig, device: torch.device) -> AttentionBackend:
-    """The kernel that computes a run's attention on a device.
-
-    Raises:
-        ConfigError: for one that cannot run there.
-    """
-    wanted = config.engine.attention
-    return choose_backend(
-        in_fixed_order(wanted, device) if config.engine.reproducible else wanted,
-        device=device,
-        length=config.data.sequence_length,
-        dropout=config.model.attention_dropout,
-        compiled=config.engine.compile,
-    )
-
-
-def in_fixed_order(wanted: AttentionBackend, device: torch.device) -> AttentionBackend:
-    """The attention of a reproducible run: on a GPU the eager one, since fused backward passes add there by atomics.
-
-    Raises:
-        ConfigError: if another one is asked for by name on a GPU.
-    """
-    if device.type == "cpu":
-        return wanted
-    if wanted not in (AttentionBackend.AUTO, AttentionBackend.EAGER):
-        raise ConfigError(
-            f"engine.attention={wanted.value} adds up in no fixed order on a GPU, and engine.reproducible=true needs "
-            "one. Use eager or auto, or engine.reproducible=false."
-        )
-    return AttentionBackend.EAGER
 
 
 def _cut_down(config: TrainConfig, groups: ParallelGroups) -> TrainConfig:

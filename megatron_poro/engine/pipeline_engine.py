@@ -101,7 +101,7 @@ class PipelineEngine:
             plan,
             topology=groups.topology,
             stage_weights=stage_weights,
-            dual=self._dual,
+            schedule=pipeline_schedule,
             loss=self._loss,
             seed=seed,
             device=device,

@@ -17,10 +17,10 @@ from megatron_poro.config.run import OptimizerConfig
 from megatron_poro.engine.buckets import Bucket, Piece, make_buckets
 from megatron_poro.engine.gradients import clip_
 from megatron_poro.engine.optimizer import adamw, decays, groups_of, moments, prepare_state, set_step_count
+from megatron_poro.parallel.bucket_sizes import bucket_numbers
 from megatron_poro.parallel.collectives import start_all_gather
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.step_clock import Part
-from megatron_poro.parallel.topology import bucket_numbers
 
 
 class ShardedAdamW:

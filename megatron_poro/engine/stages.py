@@ -19,6 +19,8 @@ from deepspeed.runtime.pipe.module import LayerSpec, PipelineModule, TiedLayerSp
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import nn
 
+from megatron_poro.config.derived import stages_of_pipeline
+from megatron_poro.config.run import PipelineSchedule
 from megatron_poro.models.init import build_layer
 from megatron_poro.models.plan import LayerEntry, LayerPlan
 from megatron_poro.parallel.stages import stage_boundaries
@@ -88,7 +90,7 @@ def build_stages(
     *,
     topology: Topology,
     stage_weights: Sequence[float],
-    dual: bool,
+    schedule: PipelineSchedule,
     loss: Callable[..., torch.Tensor],
     seed: int | None,
     device: torch.device,
@@ -100,7 +102,7 @@ def build_stages(
         plan: the whole model.
         topology: the process grid.
         stage_weights: one per layer of the plan, see :func:`megatron_poro.parallel.stages.stage_boundaries`.
-        dual: two stages per process, for DualPipeV.
+        schedule: says how many stages a process has.
         loss: ``loss(logits, targets)``, called on the last stage.
         seed: of the initial weights, ``None`` to leave them empty.
         device: where the weights live.
@@ -121,14 +123,14 @@ def build_stages(
         for entry in plan.entries
     ]
     # raised here, before any process group of DeepSpeed's exists
-    stage_boundaries(stage_weights, topology.pipeline * (2 if dual else 1))
+    stage_boundaries(stage_weights, stages_of_pipeline(schedule, topology.pipeline))
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even when there is one process
     # DeepSpeed asks this table whether it may compile a shared-memory kernel for inference on CPUs, and fills it by
     # test compilations in every process. Training needs none of its kernels: an empty table answers no at once.
     deepspeed.ops.__compatible_ops__ = {}
     init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)  # wraps the existing one
     kind: type[PlannedModule] = PlannedModule
-    if dual:
+    if schedule is PipelineSchedule.DUALPIPEV:
         from megatron_poro.engine.dualpipev import PlannedDualModule  # only newer DeepSpeeds have it
 
         kind = PlannedDualModule

@@ -18,10 +18,10 @@ from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.objective import ObjectiveFactory
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.errors import EngineError
-from megatron_poro.models.attention import choose_backend
 from megatron_poro.models.bloom import BlockOptions
 from megatron_poro.models.families import family
 from megatron_poro.models.init import weight_dtype
+from megatron_poro.models.kernel_choice import choose_kernel
 from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.collectives import broadcast_from_first
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
@@ -111,9 +111,9 @@ def fixed_batch(config: TrainConfig, groups: ParallelGroups) -> list[Batch]:
 def _true_gradients(config: TrainConfig, objective: ObjectiveFactory, device: torch.device) -> dict[str, Tensor]:
     """The gradients of the whole fixed batch in this process, by canonical name; fp32 on ``device``."""
     clock = DropoutClock(enabled=False)
-    backend = choose_backend(
+    backend = choose_kernel(
         config.engine.attention,
-        device=device,
+        device_type=device.type,
         length=config.data.sequence_length,
         dropout=config.model.attention_dropout,
     )

@@ -22,56 +22,8 @@ from megatron_poro.models.alibi import Alibi
 from megatron_poro.models.tiled_attention import tiled_attention
 from megatron_poro.parallel.rng import DropoutKey, dropout
 
-EAGER_LENGTH_LIMIT = 512
-"""On a CPU eager attention is faster up to this length, in compiled code ``tiled``, and flash above it
-(``python -m benchmarks.attention``)."""
-
 _EXTRA_COLUMNS = 8
 """Head dimensions that ``flash`` adds: three are used, and kernels want a multiple of eight."""
-
-
-def choose_backend(
-    wanted: AttentionBackend,
-    *,
-    device: torch.device,
-    length: int,
-    dropout: float,
-    compiled: bool = False,
-) -> AttentionBackend:
-    """The kernel that will run.
-
-    Args:
-        wanted: ``engine.attention``.
-        device: where the model runs.
-        length: tokens per sample.
-        dropout: probability of dropping an attention weight.
-        compiled: ``engine.compile``.
-
-    Raises:
-        ConfigError: for ``flex`` without a GPU or ``tiled`` on one, or a fused kernel with attention dropout (its mask
-            could not be reproduced at another layout or in recomputation).
-    """
-    if wanted is AttentionBackend.AUTO:
-        if dropout > 0.0:
-            return AttentionBackend.EAGER
-        if device.type != "cpu" or length > EAGER_LENGTH_LIMIT:
-            return AttentionBackend.FLASH
-        return AttentionBackend.TILED if compiled else AttentionBackend.EAGER
-    if wanted is AttentionBackend.FLEX and device.type == "cpu":
-        raise ConfigError(
-            "engine.attention=flex needs a GPU, this process runs on the CPU. Use eager, sdpa, flash or auto."
-        )
-    if wanted is AttentionBackend.TILED and device.type != "cpu":
-        raise ConfigError(
-            f"engine.attention=tiled is for compiled code on a CPU, this process runs on {device.type}. Use eager, "
-            "sdpa, flash or auto."
-        )
-    if wanted is not AttentionBackend.EAGER and dropout > 0.0:
-        raise ConfigError(
-            f"engine.attention={wanted.value} cannot drop attention weights (model.attention_dropout={dropout}). "
-            "Use eager or auto, or set model.attention_dropout=0."
-        )
-    return wanted
 
 
 def attention(
@@ -101,7 +53,7 @@ def attention(
         return tiled_attention(query, key, value, slopes, historic=alibi.form is AlibiForm.HISTORIC_BF16)
     if backend is AttentionBackend.FLEX:
         return _flex(query, key, value, alibi)
-    raise ConfigError(f"engine.attention={backend.value} is not a kernel; choose_backend() turns auto into one.")
+    raise ConfigError(f"engine.attention={backend.value} is not a kernel; choose_kernel() turns auto into one.")
 
 
 def _eager(

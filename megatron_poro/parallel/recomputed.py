@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from megatron_poro.errors import ConfigError
+from megatron_poro.parallel.stages import stages_of_rank
 
 
 def recomputed_blocks(is_block: Sequence[bool], bounds: Sequence[int], counts: Sequence[int]) -> frozenset[int]:
@@ -22,10 +23,9 @@ def recomputed_blocks(is_block: Sequence[bool], bounds: Sequence[int], counts: S
     num_stages, ranks = len(bounds) - 1, len(counts)
     found: set[int] = set()
     for rank, count in enumerate(counts):
-        stages = [rank] if num_stages == ranks else [rank, num_stages - 1 - rank]
         held = [
             sum(is_block[:layer])
-            for stage in stages
+            for stage in stages_of_rank(rank, ranks=ranks, num_stages=num_stages)
             for layer in range(bounds[stage], bounds[stage + 1])
             if is_block[layer]
         ]

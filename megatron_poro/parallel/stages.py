@@ -1,4 +1,4 @@
-"""Where a list of layers is cut into pipeline stages: arithmetic on the weights of the layers, without torch."""
+"""Where a list of layers is cut into pipeline stages, and who holds which: arithmetic, without torch."""
 
 from collections.abc import Sequence
 
@@ -30,6 +30,21 @@ def stage_boundaries(weights: Sequence[float], num_stages: int) -> tuple[int, ..
     heavy = [weights[i] for i in cuts]
     starts = _balanced_starts(heavy, num_stages)
     return (0, *(cuts[start] for start in starts[1:]), len(weights))
+
+
+def rank_of_stage(stage: int, *, ranks: int) -> int:
+    """The pipeline rank that computes a stage.
+
+    More stages than ranks are folded: the second half of the model runs back, so that both ends of it are on rank 0.
+
+    Source: DualPipeV, DeepSeek-V3 (arXiv:2412.19437).
+    """
+    return stage if stage < ranks else 2 * ranks - 1 - stage
+
+
+def stages_of_rank(rank: int, *, ranks: int, num_stages: int) -> tuple[int, ...]:
+    """The stages that a pipeline rank computes, in the order of the model: see :func:`rank_of_stage`."""
+    return tuple(stage for stage in range(num_stages) if rank_of_stage(stage, ranks=ranks) == rank)
 
 
 def _balanced_starts(weights: Sequence[float], num_stages: int) -> list[int]:

@@ -77,13 +77,3 @@ class Topology:
 
     def __str__(self) -> str:
         return f"tensor={self.tensor} pipeline={self.pipeline} data={self.data}"
-
-
-def bucket_numbers(replicas: int) -> int:
-    """Numbers of a process's gradients that are sent to its replicas at a time.
-
-    Few enough that the first are sent early, and enough that each replica's share is worth a message.
-
-    Source: Megatron-LM, ``megatron/core/distributed/distributed_data_parallel.py``.
-    """
-    return max(40_000_000, 1_000_000 * replicas)

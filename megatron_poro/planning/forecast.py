@@ -1,32 +1,34 @@
-"""A run on a machine, in advance: memory, seconds of a step and where they go, days and what failures cost.
+"""A run on a machine, in advance: memory, seconds of a step and where they go, days of the run.
 
 What is exact is said where it is computed (:mod:`~megatron_poro.planning.layers`, ``traffic``, the order of work in
 ``pipeline``). What is modelled is the time of a piece of work: floating-point operations over ``hardware.efficiency``
 of the peak, bytes over the bandwidth of their link, memory traffic of gradients over the memory's bandwidth.
 """
 
-import math
 from dataclasses import dataclass
 
-from megatron_poro.config.derived import batch_plan, recomputed_layers
+from megatron_poro.config.derived import batch_plan, num_stages, recomputed_layers
 from megatron_poro.config.hardware import HardwareConfig
-from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, TrainConfig
 from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
-from megatron_poro.parallel.topology import bucket_numbers
-from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers, total_parameters
+from megatron_poro.parallel.stages import stages_of_rank
+from megatron_poro.planning.layers import held_parameters, rank_layers
 from megatron_poro.planning.memory import MemoryParts, rank_memory
-from megatron_poro.planning.pipeline import Pass, step_seconds
-from megatron_poro.planning.traffic import (
-    Links,
-    Traffic,
-    activation_bytes,
-    boundary_bytes,
-    links,
-    rank_traffic,
-    ring_bytes,
-    tensor_sums,
-)
+from megatron_poro.planning.passes import PassTimes, transfer_seconds
+from megatron_poro.planning.pipeline import Pass, step_length
+from megatron_poro.planning.reduction import unsent_seconds
+from megatron_poro.planning.traffic import Links, Traffic, links, rank_traffic, step_traffic
 from megatron_poro.schedule.plan import plan_run
+
+_NORM_BYTES = 12
+"""Of memory, for a gradient of a replica's share: read for the norm, read and written by clipping."""
+
+_FUSED_BYTES = 28
+"""Of memory, for a number of a replica's share: gradient, master and moments read; master and moments written."""
+
+_FOREACH_BYTES = 80
+"""The same where each operation of the update is a pass of its own, as in a reproducible run: master scaled (8), first
+moment (12), second moment scaled (8) and added to (12), its root (8), divided (8), added to (8), master moved (16)."""
 
 
 @dataclass(frozen=True)
@@ -86,64 +88,6 @@ class Forecast:
         return self.steps * self.time.total / 3600 * self.world_size
 
 
-class PassTimes:
-    """Seconds of a pass through a stage.
-
-    Args:
-        config: a valid config.
-        hardware: the machine.
-        link: of the tensor group.
-        accumulate_bytes: of memory that are read and written to add one number to its sum. 10 where a gradient is read
-            in the weights' format, and its sum read and written in fp32.
-    """
-
-    def __init__(
-        self, config: TrainConfig, hardware: HardwareConfig, link: Links, *, accumulate_bytes: float = 10.0
-    ) -> None:
-        self._config, self._link, self._accumulate_bytes = config, link, accumulate_bytes
-        self._stages = stage_layers(config)
-        self._flops_per_second = hardware.peak_tflops * 1e12 * hardware.efficiency
-        self._memory_bandwidth = hardware.memory_bandwidth
-
-        places = [(kind, stage) for kind in Pass for stage in range(len(self._stages))]
-        self._compute = {place: self._compute_seconds(*place) for place in places}
-        self._tensor = {place: self._tensor_seconds(*place) for place in places}
-
-    def compute(self, kind: Pass, stage: int) -> float:
-        """Without communication."""
-        return self._compute[kind, stage]
-
-    def tensor(self, kind: Pass, stage: int) -> float:
-        """Sums over the tensor group."""
-        return self._tensor[kind, stage]
-
-    def __call__(self, kind: Pass, stage: int) -> float:
-        return self._compute[kind, stage] + self._tensor[kind, stage]
-
-    def _compute_seconds(self, kind: Pass, stage: int) -> float:
-        config, layers = self._config, self._stages[stage]
-        tokens = config.engine.microbatch_samples * config.data.sequence_length
-        length, size = config.data.sequence_length, config.parallel.tensor
-        forward = sum(layer.forward_flops(tokens, length) for layer in layers)
-        if kind is Pass.FORWARD:
-            return forward / size / self._flops_per_second
-        again = sum(_recomputed_flops(layer, tokens, length) for layer in layers)
-        added = self._accumulate_bytes * sum(layer.parameters(size) for layer in layers) / self._memory_bandwidth
-        return (2 * forward + again) / size / self._flops_per_second + added
-
-    def _tensor_seconds(self, kind: Pass, stage: int) -> float:
-        size = self._config.parallel.tensor
-        if size == 1:
-            return 0.0
-        forward, backward = tensor_sums(
-            self._stages[stage],
-            drops=self._config.model.hidden_dropout > 0.0,
-            sequence=self._config.parallel.sequence,
-        )
-        each = ring_bytes(activation_bytes(self._config), size) / self._link.tensor + self._link.latency
-        return (forward if kind is Pass.FORWARD else backward) * each
-
-
 def forecast(
     config: TrainConfig,
     hardware: HardwareConfig,
@@ -162,7 +106,7 @@ def forecast(
     batch, parallel = batch_plan(config, world_size), config.parallel
     link = links(config, hardware, world_size=world_size)
     passes = PassTimes(config, hardware, link)
-    pipeline_seconds, _ = step_seconds(
+    length = step_length(
         config.engine.pipeline_schedule,
         ranks=parallel.pipeline,
         microbatches=batch.microbatches,
@@ -176,8 +120,9 @@ def forecast(
     time = StepTime(
         compute=compute,
         tensor=tensor,
-        bubble=pipeline_seconds - compute - tensor,
-        **_after_the_pipeline(config, hardware, link, batch.data_size, passes),
+        bubble=length.seconds - compute - tensor,
+        data=unsent_seconds(config, hardware, link, passes, world_size=world_size, behind=length.behind),
+        optimizer=_optimizer_seconds(config, hardware, link, batch.data_size),
     )
     plan = plan_run(config, world_size=world_size)
     model = config.model
@@ -191,9 +136,11 @@ def forecast(
         recomputed_layers=recomputed_layers(config),
     )
     speed = SpeedOfRun(
-        flops, tokens_per_step=batch.tokens_per_step, devices=world_size, peak_tflops=hardware.peak_tflops
+        flops,
+        tokens_per_step=batch.tokens_per_step,
+        devices=world_size,
+        peak_tflops=hardware.peak_tflops_in(config.engine.precision),
     )
-    room = hardware.device_memory_bytes - hardware.reserved_bytes
     return Forecast(
         world_size=world_size,
         memory=memory,
@@ -201,96 +148,22 @@ def forecast(
         time=time,
         speed=speed.of(time.total),
         steps=plan.total_steps,
-        fits=max(part.total for part in memory) <= room,
+        fits=max(part.total for part in memory) <= hardware.room_for_tensors,
     )
-
-
-def transfer_seconds(config: TrainConfig, link: Links) -> float:
-    """Time that a microbatch takes from one stage to the next."""
-    return boundary_bytes(config) / link.pipeline + link.latency
 
 
 def _busy(config: TrainConfig, rank: int, microbatches: int, passes: PassTimes) -> tuple[float, float]:
     """Seconds that a rank computes and sums over its tensor group in one step."""
-    ranks, total = config.parallel.pipeline, len(stage_layers(config))
-    stages = [rank] if total == ranks else [rank, total - 1 - rank]
+    stages = stages_of_rank(rank, ranks=config.parallel.pipeline, num_stages=num_stages(config))
     compute = sum(passes.compute(kind, stage) for kind in Pass for stage in stages)
     tensor = sum(passes.tensor(kind, stage) for kind in Pass for stage in stages)
     return microbatches * compute, microbatches * tensor
 
 
-def _after_the_pipeline(
-    config: TrainConfig, hardware: HardwareConfig, link: Links, data_size: int, passes: PassTimes
-) -> dict[str, float]:
-    """What follows the last backward pass. Buckets of gradients are sent while it runs, all but the last of them."""
-    size = config.parallel.tensor
-    parameters = max(held_parameters(layers, size) for layers in rank_layers(config))
-    reduce = ring_bytes(4.0 * parameters, data_size) / 2 / link.data
-    last = min(1.0, bucket_numbers(data_size) / parameters)
-    left = max(last * reduce, reduce - passes(Pass.BACKWARD, 0))
-    tie = 0.0
-    if config.parallel.pipeline > 1 and len(stage_layers(config)) == config.parallel.pipeline:
-        tie = 4.0 * config.model.vocab_size * config.model.hidden_size / size / data_size / link.pipeline
-    gather = (data_size - 1) / data_size * 2.0 * parameters / link.data
-    # of the replica's share: norm and clipping read and write gradients, the update masters and moments
-    touched = (12.0 + 28.0) * parameters / data_size
-    return {"data": left + tie, "optimizer": touched / hardware.memory_bandwidth + gather}
-
-
-def _recomputed_flops(layer: LayerSize, tokens: int, length: int) -> float:
-    if layer.recompute is Recompute.FULL:
-        return layer.forward_flops(tokens, length)
-    return 2.0 * tokens * layer.attention * length if layer.recompute is Recompute.SELECTIVE else 0.0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How often to save.
-
-    Attributes:
-        steps: steps between two checkpoints.
-        lost_share: share of all time that goes to saving, to repeating what a failure undid, and to starting again.
-        failures: failures to expect in the run.
-    """
-
-    steps: int
-    lost_share: float
-    failures: float
-
-
-def save_interval(
-    found: Forecast,
-    hardware: HardwareConfig,
-    *,
-    blocked_seconds: float,
-    restart_seconds: float,
-    every_steps: int | None = None,
-) -> Interval:
-    """The interval between checkpoints that loses least, or what a given one loses.
-
-    Args:
-        found: the run.
-        hardware: how often its nodes fail.
-        blocked_seconds: how long training waits for one save.
-        restart_seconds: from a failure to the first step of the next job.
-        every_steps: judge this interval instead of looking for the best.
-
-    Source: Young 1974, "A first order approximation to the optimum checkpoint interval".
-    """
-    nodes = math.ceil(found.world_size / hardware.devices_per_node)
-    mean_seconds = 365 * 86_400 / (nodes * hardware.node_failures_per_year)
-    best = math.sqrt(2 * max(blocked_seconds, 1e-3) * mean_seconds) / found.time.total
-    steps = max(1, round(best)) if every_steps is None else every_steps
-    interval = steps * found.time.total
-    lost = blocked_seconds / interval + (interval / 2 + restart_seconds) / mean_seconds
-    return Interval(steps, lost, found.steps * found.time.total / mean_seconds)
-
-
-def checkpoint_bytes(config: TrainConfig) -> int:
-    """Masters and two moments in fp32."""
-    return 12 * total_parameters(config.model)
-
-
-def export_bytes(config: TrainConfig) -> int:
-    """A Hugging Face model in bf16."""
-    return 2 * total_parameters(config.model)
+def _optimizer_seconds(config: TrainConfig, hardware: HardwareConfig, link: Links, replicas: int) -> float:
+    """The update of a replica's share of the weights, and gathering the new ones."""
+    update = _FOREACH_BYTES if config.engine.reproducible else _FUSED_BYTES
+    ranks = rank_layers(config)
+    parameters = max(held_parameters(layers, config.parallel.tensor) for layers in ranks)
+    gathered = max(step_traffic(config, layers, replicas=replicas).gathered for layers in ranks)
+    return (_NORM_BYTES + update) * parameters / replicas / hardware.memory_bandwidth + gathered / link.data

@@ -9,23 +9,55 @@ from megatron_poro.config.run import AttentionBackend, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import PoroError
 from megatron_poro.planning.forecast import Forecast, forecast
-from megatron_poro.planning.recomputing import fewest_blocks, recompute_words, with_recompute
+from megatron_poro.planning.recomputing import fewest_blocks, with_recompute
 
-Change = Callable[[TrainConfig], TrainConfig]
+Change = Callable[[TrainConfig], TrainConfig | None]
+"""Makes another config of one; ``None`` where it cannot."""
+
+_KEYS = (
+    "engine.recompute",
+    "engine.recompute_blocks",
+    "engine.pipeline_schedule",
+    "parallel.sequence",
+    "parallel.tensor",
+    "parallel.pipeline",
+    "parallel.data",
+    "engine.microbatch_samples",
+    "parallel.stage_split",
+)
+"""In which candidates of a search differ."""
+
+_GROUPS = (
+    ("engine.pipeline_schedule",),
+    ("parallel.sequence",),
+    ("parallel.tensor", "parallel.pipeline", "parallel.data", "engine.microbatch_samples"),
+    ("parallel.stage_split",),
+)
+"""Keys that change together, because the number of devices and the batch stay what they are."""
+
+
+class Changed(NamedTuple):
+    """A run with some of its settings changed.
+
+    Attributes:
+        words: the settings that differ from before, as one types them.
+        found: what to expect of it.
+    """
+
+    words: str
+    found: Forecast
 
 
 class Gain(NamedTuple):
     """One change.
 
     Attributes:
-        words: the settings, as one types them.
         alone: the run with this change only; ``None`` where it cannot be.
-        together: with those before it too.
+        together: with those before it too, its words only of what it adds to them.
     """
 
-    words: str
-    alone: Forecast | None
-    together: Forecast | None
+    alone: Changed | None
+    together: Changed | None
 
 
 def itemised(
@@ -35,7 +67,7 @@ def itemised(
 
     What is recomputed comes first, for all blocks; then the schedule of the pipeline, the cut of the sequence, the grid
     with its microbatches, and how layers are dealt to stages. Last, only as many blocks are recomputed as it takes to
-    fit: alone, those of the layout where it starts.
+    fit: alone, of the layout where it starts and in its way of recomputing.
 
     Args:
         own: where to start; its ``parallel.data`` is a number.
@@ -45,53 +77,73 @@ def itemised(
         backend: the attention kernel that will run.
     """
 
-    def planned(config: TrainConfig) -> Forecast | None:
+    def changed(before: TrainConfig, after: TrainConfig | None) -> Changed | None:
+        if after is None:
+            return None
         try:
-            validate(config, world_size=world_size)
-            return forecast(config, hardware, world_size=world_size, backend=backend)
+            validate(after, world_size=world_size)
+            found = forecast(after, hardware, world_size=world_size, backend=backend)
         except PoroError:
             return None
+        return Changed(_differences(before, after), found)
 
-    def with_fewest_blocks(config: TrainConfig) -> TrainConfig:
-        return fewest_blocks(config, hardware, world_size=world_size, backend=backend) or config
+    def with_fewest_blocks(config: TrainConfig) -> TrainConfig | None:
+        return fewest_blocks(config, hardware, world_size=world_size, backend=backend)
 
     found, together = [], own
     changes = _changes(own, best)
     if best.engine.recompute_blocks is not None:
-        changes.append((recompute_words(best), with_fewest_blocks))
-    for words, change in changes:
-        together = change(together)
-        found.append(Gain(words, planned(change(own)), planned(together)))
+        changes.append(with_fewest_blocks)
+    for change in changes:
+        after = change(together)
+        found.append(Gain(changed(own, change(own)), changed(together, after)))
+        together = after or together
     return found
 
 
-def _changes(own: TrainConfig, best: TrainConfig) -> list[tuple[str, Change]]:
-    """Settings that differ, and what sets them in any config."""
-    groups: list[list[tuple[str, str]]] = [
-        [("engine", "pipeline_schedule")],
-        [("parallel", "sequence")],
-        [("parallel", key) for key in ("tensor", "pipeline", "data")] + [("engine", "microbatch_samples")],
-        [("parallel", "stage_split")],
-    ]
-    changes = [_settings(own, best, group) for group in groups]
+def _changes(own: TrainConfig, best: TrainConfig) -> list[Change]:
+    """What makes the settings of one those of the other, but for how many blocks are recomputed."""
     again = best.engine.recompute
+    changes: list[Change] = [_setting(best, group) for group in _GROUPS if _differ(own, best, group)]
     if again is not own.engine.recompute or own.engine.recompute_blocks is not None:
-        changes.insert(0, (f"engine.recompute={again.value}", lambda config: with_recompute(config, again)))
-    return [(words, change) for words, change in changes if words]
+        changes.insert(0, lambda config: with_recompute(config, again))
+    return changes
 
 
-def _settings(own: TrainConfig, best: TrainConfig, keys: list[tuple[str, str]]) -> tuple[str, Change]:
-    values = {(section, key): getattr(getattr(best, section), key) for section, key in keys}
-    differing = {place: value for place, value in values.items() if value != getattr(getattr(own, place[0]), place[1])}
-
+def _setting(best: TrainConfig, keys: tuple[str, ...]) -> Change:
     def change(config: TrainConfig) -> TrainConfig:
-        for (section, key), value in differing.items():
-            part = dataclasses.replace(getattr(config, section), **{key: value})
+        for key in keys:
+            section, _, name = key.partition(".")
+            part = dataclasses.replace(getattr(config, section), **{name: _value(best, key)})
             config = dataclasses.replace(config, **{section: part})
         return config
 
-    return " ".join(f"{section}.{key}={_typed(value)}" for (section, key), value in differing.items()), change
+    return change
+
+
+def _differ(one: TrainConfig, other: TrainConfig, keys: tuple[str, ...]) -> bool:
+    return any(_value(one, key) != _value(other, key) for key in keys)
+
+
+def _differences(before: TrainConfig, after: TrainConfig) -> str:
+    """The settings of a config that another one does not have, as one types them.
+
+    How many blocks are recomputed has a meaning only with the way, so the way is typed with it.
+    """
+    keys = [key for key in _KEYS if _differ(before, after, (key,))]
+    if "engine.recompute_blocks" in keys and "engine.recompute" not in keys:
+        keys.insert(0, "engine.recompute")
+    return " ".join(f"{key}={_typed(_value(after, key))}" for key in keys)
+
+
+def _value(config: TrainConfig, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def _typed(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return str(value).replace(" ", "")
     return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))

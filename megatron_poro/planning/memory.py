@@ -11,10 +11,11 @@ from typing import NamedTuple
 from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend, Precision, Recompute, TrainConfig
+from megatron_poro.models.kernel_choice import attention_kernel
 from megatron_poro.models.tiles import pairs_in_tiles
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
 from megatron_poro.planning.moments import StageSizes, worst_moment
-from megatron_poro.planning.pipeline import most_kept, work_order
+from megatron_poro.planning.pipeline import FILLED, most_kept, work_order
 
 _FP32 = 4
 _INT64 = 8
@@ -29,9 +30,10 @@ class MemoryParts(NamedTuple):
         gradients: their sums in fp32, and in 64-bit integers beside it in a reproducible run.
         optimizer: this process's part of masters and two moments, fp32; of fp32 weights only the moments.
         activations: what forward passes have left for backward passes, at the worst moment.
-        recomputed: what a block makes and drops again at that moment, recomputed or on the way.
-        head: logits, their probabilities and their gradient, where the loss is.
-        buffers: what a stage received.
+        recomputed: what is made and dropped again at that moment: by a block, recomputed or on the way, and in a
+            reproducible run by adding its gradients up.
+        head: where the loss is, logits, what the loss makes of them, and the same of the head's own gradient.
+        buffers: what a stage received; under DualPipeV also gradients that passes use, and the graph of the last loss.
         constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
     """
 
@@ -145,13 +147,13 @@ class TensorSizes:
 
 
 def attention_on_a_gpu(config: TrainConfig) -> AttentionBackend:
-    """The kernel that a plan counts with: ``auto`` is flash, and eager where attention weights are dropped, because no
-    fused kernel repeats a mask. What ``flex`` keeps is what flash does.
+    """The kernel that a plan counts with: the one that will run, but ``flash`` for ``flex``, which keeps the same.
+
+    Raises:
+        ConfigError: for one that cannot run.
     """
-    wanted = config.engine.attention
-    if wanted is AttentionBackend.AUTO and config.model.attention_dropout > 0.0:
-        return AttentionBackend.EAGER
-    return AttentionBackend.FLASH if wanted in (AttentionBackend.AUTO, AttentionBackend.FLEX) else wanted
+    kernel = attention_kernel(config, "cuda")
+    return AttentionBackend.FLASH if kernel is AttentionBackend.FLEX else kernel
 
 
 def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBackend) -> list[MemoryParts]:
@@ -163,7 +165,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
         backend: the attention kernel that will run, not ``auto``.
     """
     batch, parallel, model = batch_plan(config, world_size), config.parallel, config.model
-    item = 2 if config.engine.precision is Precision.BF16 else _FP32
+    item = config.engine.precision.item_bytes
     tokens = config.engine.microbatch_samples * config.data.sequence_length
     sizes = TensorSizes(
         tokens=tokens,
@@ -180,7 +182,7 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
     found = []
     for rank, layers in enumerate(rank_layers(config)):
         # what is held no longer grows once the pipeline is full
-        few = min(batch.microbatches, 4 * parallel.pipeline)
+        few = min(batch.microbatches, FILLED * parallel.pipeline)
         order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
         left_behind = {
             stage: _kept(stages[stage], backend, sizes) + _in_pipeline(stage, len(stages), parallel.pipeline, sizes)
@@ -196,6 +198,8 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
                 microbatches=batch.microbatches,
                 is_first=rank == 0,
                 in_order=len(stages) == parallel.pipeline,
+                exact=config.engine.reproducible,
+                share=parameters / batch.data_size,
             )
             for stage, kept in most_kept(order, left_behind).items()
         ]
@@ -235,10 +239,12 @@ def _kept(layers: list[LayerSize], backend: AttentionBackend, sizes: TensorSizes
     """Bytes that one microbatch leaves behind on a stage, logits not included."""
     blocks = sum(sizes.kept_block(backend, layer.recompute) for layer in layers if layer.is_block)
     width = sizes.width
-    ends = sum(
-        {"embedding": 16 * sizes.tokens, "embedding_norm": width, "final_norm": 2 * width}.get(layer.role, 0)
-        for layer in layers
-    )
+    of_ends = {
+        "embedding": 2 * _INT64 * sizes.tokens,  # token ids, and the same counted from the first of this rank
+        "embedding_norm": width,  # its input
+        "final_norm": 2 * width,  # its input, and its output, which is the head's
+    }
+    ends = sum(of_ends.get(layer.role, 0.0) for layer in layers)
     masks = sizes.outside * sizes.hidden if sizes.drops and layers[0].role == "embedding" else 0
     if layers[-1].role == "final_norm":  # its output is what is sent
         ends -= width

@@ -4,12 +4,22 @@ The orders are those of the schedules that run (a test compares them with DeepSp
 outside. So a bubble is what is left over on the clock, not a formula.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from megatron_poro.config.derived import stages_of_pipeline
 from megatron_poro.config.run import PipelineSchedule
+from megatron_poro.parallel.stages import rank_of_stage, stages_of_rank
+
+FILLED = 4
+"""Times the ranks, microbatches: as many as it takes until a rank does the same again and again and a longer step is no
+different but for its length. DualPipeV takes twice the ranks to fill, and as many to drain; 1F1B half of that."""
+
+_MEASURED = 2
+"""Times the ranks, microbatches: what a step needs beyond that for the time of one more to be seen."""
 
 
 class Pass(str, Enum):
@@ -65,16 +75,6 @@ class Timeline:
         return 1.0 - busy / (self.seconds * len(self.ranks))
 
 
-def num_stages(schedule: PipelineSchedule, ranks: int) -> int:
-    """Stages of a pipeline of so many ranks."""
-    return ranks * (2 if schedule is PipelineSchedule.DUALPIPEV else 1)
-
-
-def stage_rank(schedule: PipelineSchedule, ranks: int, stage: int) -> int:
-    """The rank that computes a stage: DualPipeV folds the model so that its two ends meet on rank 0."""
-    return stage if stage < ranks else num_stages(schedule, ranks) - 1 - stage
-
-
 def work_order(schedule: PipelineSchedule, *, ranks: int, rank: int, microbatches: int) -> list[Work]:
     """What a rank computes in one step, in order.
 
@@ -102,7 +102,7 @@ def _dualpipev(ranks: int, rank: int, microbatches: int) -> list[Work]:
     pattern += "B1 F1 B0 " * before
     pattern += "B1 B0 " * (rank + 1)
     pattern += "B0 " * before
-    stages = (rank, 2 * ranks - 1 - rank)
+    stages = stages_of_rank(rank, ranks=ranks, num_stages=stages_of_pipeline(PipelineSchedule.DUALPIPEV, ranks))
     done: dict[str, int] = {}
     order = []
     for token in pattern.split():
@@ -130,7 +130,7 @@ def simulate(
         transfer_seconds: time to send what a pass has made to another rank. Under 1F1B both ends wait for it, as
             DeepSpeed's messages do; under DualPipeV a rank sends and receives at the same time.
     """
-    last_stage = num_stages(schedule, ranks) - 1
+    last_stage = stages_of_pipeline(schedule, ranks) - 1
     to_receive = transfer_seconds if schedule is PipelineSchedule.ONE_F_ONE_B else 0.0
     orders = [work_order(schedule, ranks=ranks, rank=rank, microbatches=microbatches) for rank in range(ranks)]
     arrived: dict[Work, float] = {}
@@ -147,11 +147,11 @@ def simulate(
                     break
                 start = free[rank]
                 if needed is not None:
-                    sent = stage_rank(schedule, ranks, needed.stage) != rank
+                    sent = rank_of_stage(needed.stage, ranks=ranks) != rank
                     start = max(start + (to_receive if sent else 0.0), arrived[needed])
                 end = start + seconds(work.kind, work.stage)
                 follower = _followed_by(work, last_stage)
-                leaves = follower is not None and stage_rank(schedule, ranks, follower) != rank
+                leaves = follower is not None and rank_of_stage(follower, ranks=ranks) != rank
                 # a rank sends before it goes on, and the other one has it when it is sent
                 free[rank] = arrived[work] = end + (transfer_seconds if leaves else 0.0)
                 timelines[rank].append(TimedWork(work, start, end))
@@ -161,30 +161,46 @@ def simulate(
     return Timeline(tuple(map(tuple, timelines)), max(free))
 
 
-def step_seconds(
+class StepLength(NamedTuple):
+    """How long a step of the pipeline is.
+
+    Attributes:
+        seconds: of all its passes.
+        behind: for each stage, seconds from the end of its last backward pass to the end of the step.
+    """
+
+    seconds: float
+    behind: tuple[float, ...]
+
+
+def step_length(
     schedule: PipelineSchedule,
     *,
     ranks: int,
     microbatches: int,
     seconds: Callable[[Pass, int], float],
     transfer_seconds: float = 0.0,
-) -> tuple[float, float]:
-    """Seconds of a step and the share of them that ranks wait; as :func:`simulate`, and quick for any number.
+) -> StepLength:
+    """The length of a step; arguments as those of :func:`simulate`, and quick for any number of microbatches.
 
     Once a pipeline is full each further microbatch takes as long as the slowest rank needs for it. So a few times as
     many microbatches as ranks are simulated, twice, and the difference is carried on.
     """
-    few = 6 * ranks
-    options = {"ranks": ranks, "seconds": seconds, "transfer_seconds": transfer_seconds}
+    run = functools.partial(simulate, schedule, ranks=ranks, seconds=seconds, transfer_seconds=transfer_seconds)
+    few = (FILLED + _MEASURED) * ranks
     if microbatches <= few + ranks:
-        timeline = simulate(schedule, microbatches=microbatches, **options)  # type: ignore[arg-type]
-        return timeline.seconds, timeline.bubble
-    shorter = simulate(schedule, microbatches=few, **options)  # type: ignore[arg-type]
-    longer = simulate(schedule, microbatches=few + ranks, **options)  # type: ignore[arg-type]
+        timeline = run(microbatches=microbatches)
+        return StepLength(timeline.seconds, _behind(timeline))
+    shorter, longer = run(microbatches=few), run(microbatches=few + ranks)
     each = (longer.seconds - shorter.seconds) / ranks
-    total = longer.seconds + (microbatches - few - ranks) * each
-    busy = sum(longer.busy_seconds(rank) for rank in range(ranks)) / (few + ranks) * microbatches
-    return total, 1.0 - busy / (total * ranks)
+    return StepLength(longer.seconds + (microbatches - few - ranks) * each, _behind(longer))
+
+
+def _behind(timeline: Timeline) -> tuple[float, ...]:
+    last = {
+        timed.work.stage: timed.end for rank in timeline.ranks for timed in rank if timed.work.kind is Pass.BACKWARD
+    }
+    return tuple(timeline.seconds - last[stage] for stage in sorted(last))
 
 
 def most_kept(order: Sequence[Work], per_microbatch: Mapping[int, float]) -> dict[int, float]:

@@ -10,11 +10,6 @@ from megatron_poro.planning.layers import rank_layers
 from megatron_poro.planning.memory import rank_memory
 
 
-def room_for_tensors(hardware: HardwareConfig) -> int:
-    """Bytes of a device that tensors can have."""
-    return hardware.device_memory_bytes - hardware.reserved_bytes
-
-
 def with_recompute(config: TrainConfig, recompute: Recompute, counts: Sequence[int] | None = None) -> TrainConfig:
     """The run with another ``engine.recompute`` and ``engine.recompute_blocks``."""
     blocks = None if counts is None else list(counts)
@@ -46,7 +41,7 @@ def fewest_blocks(
     Returns:
         ``recompute_blocks=None`` if every block has to be recomputed; ``None`` if that does not fit either.
     """
-    room, recompute = room_for_tensors(hardware), config.engine.recompute
+    room, recompute = hardware.room_for_tensors, config.engine.recompute
 
     def fits(counts: Sequence[int] | None) -> list[bool]:
         memory = rank_memory(with_recompute(config, recompute, counts), world_size=world_size, backend=backend)

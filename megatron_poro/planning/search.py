@@ -1,6 +1,7 @@
-"""All layouts of a model on a number of devices, by predicted time, with the reason for each that is out.
+"""Layouts of a model on a number of devices, by predicted time, with the reason for each that is out.
 
-Where blocks are recomputed, no more of them are than it takes to fit the device, on each pipeline rank.
+Looked at is what :data:`SEARCHED` says. Where blocks are recomputed, no more of them are than it takes to fit the
+device, on each pipeline rank.
 """
 
 import dataclasses
@@ -9,18 +10,29 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_poro.config.derived import batch_plan
+from megatron_poro.config.derived import data_parallel_size
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, StageSplit, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import PoroError
 from megatron_poro.planning.forecast import Forecast, forecast
 from megatron_poro.planning.memory import rank_memory
-from megatron_poro.planning.recomputing import fewest_blocks, recompute_words, room_for_tensors
+from megatron_poro.planning.recomputing import fewest_blocks, recompute_words
 from megatron_poro.units import format_bytes
 
 MICROBATCH_SAMPLES = (1, 2, 4, 8)
+"""Powers of two, as global batches are multiples of them. A larger microbatch keeps as many times the activations and
+leaves as many times fewer to fill the pipeline, while the products of 8 samples are long enough for any device."""
+
 LONGEST_PIPELINE = 32
+"""Ranks. A step waits for ranks - 1 of its microbatches, so that a longer one takes hundreds of microbatches a replica
+to be worth it; and simulating it takes a time that grows with the square of the ranks."""
+
+SEARCHED = (
+    "rank layouts that use all devices: tensor groups inside a node, pipelines of up to "
+    f"{LONGEST_PIPELINE} ranks, microbatches of {', '.join(map(str, MICROBATCH_SAMPLES[:-1]))} or "
+    f"{MICROBATCH_SAMPLES[-1]} samples, both schedules, ways to split and to recompute"
+)
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,17 @@ class Candidate:
 def search(
     config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend
 ) -> list[Candidate]:
-    """Every layout of the run on so many devices: those that work first, the fastest at the top.
+    """Layouts of the run on so many devices: those that work first, the fastest at the top.
 
     Args:
-        config: a valid config; its global batch stays what it is, and its own layout is among the candidates.
+        config: its values are valid. Its global batch stays what it is, and its own layout is among the candidates,
+            whether it fits the devices or not.
         hardware: the machine.
         world_size: devices, all of which are used.
         backend: the attention kernel that will run.
     """
-    data = batch_plan(config, world_size).data_size
+    # none where not even one replica fits; it is judged as it stands then
+    data = data_parallel_size(config, world_size) or None
     own = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=data))
     judged = functools.partial(_fitted, hardware=hardware, world_size=world_size, backend=backend)
     candidates = [judged(one) for one in _layouts(config, hardware, world_size)]
@@ -80,8 +94,8 @@ def search(
 def _layouts(config: TrainConfig, hardware: HardwareConfig, world_size: int) -> Iterator[TrainConfig]:
     heads, layers = config.model.num_heads, config.model.num_layers
     batch = config.schedule.global_batch_samples
-    for tensor in _divisors(hardware.devices_per_node):
-        if heads % tensor or config.model.vocab_size % tensor:
+    for tensor in range(1, hardware.devices_per_node + 1):
+        if any(size % tensor for size in (hardware.devices_per_node, heads, config.model.vocab_size)):
             continue
         for pipeline in range(1, min(layers + 2, LONGEST_PIPELINE) + 1):
             if world_size % (tensor * pipeline):
@@ -139,11 +153,7 @@ def _judge(config: TrainConfig, hardware: HardwareConfig, *, world_size: int, ba
         needed = max(part.total for part in rank_memory(config, world_size=world_size, backend=backend))
     except PoroError as error:
         return Candidate(config, None, str(error).splitlines()[0])
-    room = room_for_tensors(hardware)
+    room = hardware.room_for_tensors
     if needed > room:
         return Candidate(config, None, f"needs {format_bytes(int(needed))}, {format_bytes(room)} are there")
     return Candidate(config, forecast(config, hardware, world_size=world_size, backend=backend))
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,14 +1,17 @@
 """What processes send each other in a step, in bytes of one process by kind, and how long a link takes for it."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from megatron_poro.config.derived import batch_plan, num_stages
 from megatron_poro.config.hardware import HardwareConfig
-from megatron_poro.config.run import Precision, Recompute, TrainConfig
-from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers
+from megatron_poro.config.run import Recompute, TrainConfig
+from megatron_poro.planning.layers import LayerSize, held_parameters, is_tied_to_another, rank_layers
 
 _FP32 = 4
+_INT64 = 8
 
 
 class Traffic(NamedTuple):
@@ -37,7 +40,7 @@ def ring_bytes(size: float, members: int) -> float:
     return 2.0 * (members - 1) / members * size
 
 
-def tensor_sums(layers: list[LayerSize], *, drops: bool, sequence: bool = False) -> tuple[float, float]:
+def tensor_sums(layers: Sequence[LayerSize], *, drops: bool, sequence: bool = False) -> tuple[float, float]:
     """Sums over the tensor group that a microbatch needs on a stage: in the forward and in the backward pass.
 
     Every block sums its two outputs forward, and the gradients of its two inputs backward. Recomputation of whole
@@ -50,7 +53,7 @@ def tensor_sums(layers: list[LayerSize], *, drops: bool, sequence: bool = False)
     pass: that is half a sum each. Without dropout recomputation repeats an entrance's half of the second sum.
 
     Args:
-        layers: of the stage.
+        layers: of the stage, or some of them.
         drops: whether the residual stream has dropout.
         sequence: ``parallel.sequence``.
     """
@@ -64,15 +67,48 @@ def tensor_sums(layers: list[LayerSize], *, drops: bool, sequence: bool = False)
     return 2 * blocks + embedding, 2 * blocks + head + again
 
 
+class StepTraffic(NamedTuple):
+    """Bytes that one process sends once a step, for its gradients and the weights that become of them.
+
+    Attributes:
+        reduced: gradients, over the replicas.
+        gathered: new weights, over the replicas.
+        partial: gradients of parameters that each tensor rank uses for its positions only, over the tensor group.
+        tie: the gradient of the tied matrix, between the two ends of the pipeline.
+    """
+
+    reduced: float
+    gathered: float
+    partial: float
+    tie: float
+
+
+def step_traffic(config: TrainConfig, layers: Sequence[LayerSize], *, replicas: int) -> StepTraffic:
+    """What a process that holds these layers sends once a step.
+
+    Exact sums are of whole gradients in 64-bit integers. Others are scattered in fp32, and only each replica's share is
+    added up further.
+    """
+    tensor, exact = config.parallel.tensor, config.engine.reproducible
+    item, shares = (_INT64, 1) if exact else (_FP32, replicas)
+    parameters = held_parameters(layers, tensor)
+    scattered = ring_bytes(item * parameters, replicas) / 2
+    partial = item * sum(layer.whole for layer in layers) / shares if config.parallel.sequence else 0.0
+    matrix = config.model.vocab_size * config.model.hidden_size / tensor
+    return StepTraffic(
+        reduced=2 * scattered if exact else scattered,
+        gathered=ring_bytes(config.engine.precision.item_bytes * parameters, replicas) / 2,
+        partial=ring_bytes(partial, tensor),
+        tie=ring_bytes(item * matrix / shares, 2) if is_tied_to_another(layers) else 0.0,
+    )
+
+
 def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     """Bytes that one process of each pipeline rank sends in one step."""
     batch, parallel = batch_plan(config, world_size), config.parallel
     ranks, last = rank_layers(config), parallel.pipeline - 1
-    item = 2 if config.engine.precision is Precision.BF16 else 4
+    item = config.engine.precision.item_bytes
     width, sent = activation_bytes(config), boundary_bytes(config)
-    # exact sums are of whole gradients in 64-bit integers; others are scattered, and only shares are added up further
-    exact, replicas = config.engine.reproducible, batch.data_size
-    summed, shares = (8.0, 1) if exact else (4.0, replicas)
     found = []
     for rank, layers in enumerate(ranks):
         sums = sum(
@@ -82,25 +118,17 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
                 sequence=parallel.sequence,
             )
         )
-        # of parameters that each tensor rank uses for its positions only, once a step
-        partial = summed * sum(layer.whole for layer in layers) / shares if parallel.sequence else 0.0
         # cross entropy sums the maximum, the normaliser and the target of each token in fp32
         of_loss = 3 * _FP32 * width / (config.model.hidden_size * item) if layers[-1].role == "head" else 0.0
-        parameters = held_parameters(layers, parallel.tensor)
         neighbours = (rank > 0) + (rank < last)
-        folded = sum(layer.role in ("embedding", "head") for layer in layers) == 2
-        matrix = config.model.vocab_size * config.model.hidden_size / parallel.tensor
-        over_replicas = ring_bytes(summed * parameters, replicas) / (1 if exact else 2)
-        gathered = ring_bytes(item * parameters, replicas) / 2
-        tied = any(layer.role in ("embedding", "head") for layer in layers) and not folded
+        once = step_traffic(config, layers, replicas=batch.data_size)
         found.append(
             Traffic(
-                tensor=batch.microbatches * ring_bytes(sums * width + of_loss, parallel.tensor)
-                + ring_bytes(partial, parallel.tensor),
+                tensor=batch.microbatches * ring_bytes(sums * width + of_loss, parallel.tensor) + once.partial,
                 # activations to one neighbour, gradients to the other; a rank with two stages does both twice
                 pipeline=batch.microbatches * sent * neighbours * _stages_per_rank(config),
-                data=over_replicas + gathered,
-                tie=ring_bytes(summed * matrix / shares, 2) if tied else 0.0,
+                data=once.reduced + once.gathered,
+                tie=once.tie,
             )
         )
     return found
@@ -108,9 +136,8 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
 
 def activation_bytes(config: TrainConfig) -> float:
     """Bytes of one microbatch between two layers, over all positions."""
-    item = 2 if config.engine.precision is Precision.BF16 else 4
     tokens = config.engine.microbatch_samples * config.data.sequence_length
-    return float(tokens * config.model.hidden_size * item)
+    return float(tokens * config.model.hidden_size * config.engine.precision.item_bytes)
 
 
 def boundary_bytes(config: TrainConfig) -> float:
@@ -143,29 +170,31 @@ def links(config: TrainConfig, hardware: HardwareConfig, *, world_size: int) -> 
     """Which link each kind of group uses.
 
     A ring over several nodes enters and leaves each of them once, and shares the node's network with the other rings
-    there: with the members of a data group side by side, those are the tensor ranks.
+    there: with the members of a data group side by side, those are the tensor ranks. A pipeline on several nodes waits
+    for its slowest boundary, which lies between two of them; for which processes depends on the grid, that there are
+    some does not.
     """
     parallel, data_size = config.parallel, batch_plan(config, world_size).data_size
     node = hardware.devices_per_node
-    network_of_node = hardware.network_bandwidth * node
-    tensor = _within(parallel.tensor, hardware)
+    inside = functools.partial(_inside, world_size=world_size, hardware=hardware)
     data_span = parallel.tensor * data_size
-    if data_span <= node:
-        data = _within(data_span, hardware)
-    else:
+    if (data := inside(data_span)) is None:
         rings = parallel.tensor if parallel.tensor < node else node
-        data = min(hardware.node_bandwidth, network_of_node / rings)
-    crosses = world_size > node and parallel.pipeline > 1 and data_span * 2 > node
+        data = min(hardware.node_bandwidth, hardware.network_bandwidth * node / rings)
     return Links(
-        tensor=tensor,
-        pipeline=hardware.network_bandwidth if crosses else hardware.node_bandwidth,
+        tensor=inside(parallel.tensor) or hardware.network_bandwidth,
+        pipeline=inside(world_size) or hardware.network_bandwidth,
         data=data,
         latency=hardware.latency_seconds,
     )
 
 
-def _within(members: int, hardware: HardwareConfig) -> float:
-    """Bandwidth of a group of neighbours."""
-    if members <= hardware.devices_per_module:
-        return hardware.module_bandwidth
-    return hardware.node_bandwidth if members <= hardware.devices_per_node else hardware.network_bandwidth
+def _inside(members: int, *, world_size: int, hardware: HardwareConfig) -> float | None:
+    """Bandwidth of groups of neighbours that all lie inside one module or node; ``None`` if one lies on two nodes."""
+    for size, bandwidth in (
+        (hardware.devices_per_module, hardware.module_bandwidth),
+        (hardware.devices_per_node, hardware.node_bandwidth),
+    ):
+        if world_size <= size or size % members == 0:
+            return bandwidth
+    return None

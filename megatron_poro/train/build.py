@@ -16,7 +16,7 @@ from megatron_poro.config.run import TrainConfig
 from megatron_poro.data.loading import BatchLoader
 from megatron_poro.data.mixture import Mixture, build_mixture
 from megatron_poro.data.sampler import Sampler
-from megatron_poro.engine.build import attention_kernel, build_engine, prove_gradients
+from megatron_poro.engine.build import build_engine, prove_gradients
 from megatron_poro.engine.objective import ObjectiveFactory
 from megatron_poro.errors import CheckpointError, ConfigError
 from megatron_poro.logs import get_logger
@@ -25,6 +25,7 @@ from megatron_poro.metrics.sinks import JsonLinesSink, Sink, console_sink
 from megatron_poro.metrics.throughput import SpeedOfRun, step_flops
 from megatron_poro.metrics.tracker import Tracker
 from megatron_poro.metrics.wandb_sink import WandbMode, WandbRun, WandbSink
+from megatron_poro.models.kernel_choice import attention_kernel
 from megatron_poro.parallel.agreement import World
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.parallel.topology import Topology
@@ -109,7 +110,7 @@ def _build(
     # the model, proven to learn what one process would
     num_sources = max(len(config.data.train), len(config.data.validation))
     engine = build_engine(config, groups=groups, objective=objective, num_sources=num_sources, device=processes.device)
-    logger.info(f"attention kernel: {attention_kernel(config, processes.device).value} on {processes.device.type}")
+    logger.info(f"attention kernel: {attention_kernel(config, processes.device.type).value} on {processes.device.type}")
     logger.info(prove_gradients(config, engine, groups=groups, objective=objective, device=processes.device))
 
     _leave_if_stopping(control)

@@ -18,11 +18,11 @@ from megatron_poro.config.run import (
     Recompute,
     TrainConfig,
 )
-from megatron_poro.engine.build import attention_kernel
 from megatron_poro.models import tiles
+from megatron_poro.models.kernel_choice import attention_kernel
 from megatron_poro.parallel.topology import Topology
 from tests.support.ranks import run_ranks
-from tests.support.tiny import CPU, Trained, masters, tiny_config, train
+from tests.support.tiny import Trained, masters, tiny_config, train
 
 LAYOUTS = [(1, 1, 1), (2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2), (2, 1, 2), (2, 2, 2)]
 
@@ -113,7 +113,7 @@ def test_compiled_blocks_train_as_one_process_does_and_are_compiled_once_for_all
     """With the attention that a run on a CPU takes by itself, here of two tiles; the control's is eager."""
     monkeypatch.setattr(tiles, "SMALLEST_TILE", 8)
     config = tiny_config(compiled=True, attention=AttentionBackend.AUTO)
-    assert attention_kernel(config, CPU) is AttentionBackend.TILED
+    assert attention_kernel(config, "cpu") is AttentionBackend.TILED
     assert len(tiles.tile_bounds(config.data.sequence_length)) == 2
     found, compiled = run_ranks(train_compiled, config, Topology(), world=1)[0]
     assert_same(found, control(Precision.FP32), tolerance=1e-4, weights=5e-4)

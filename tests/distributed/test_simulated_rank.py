@@ -80,8 +80,21 @@ WIDE: dict[str, Any] = {"hidden_size": 128, "num_heads": 4, "vocab_size": 512, "
         laid_out(1, 4, 1, precision=Precision.FP32, attention=AttentionBackend.SDPA, **WIDE),
         laid_out(2, 1, 2, recompute=Recompute.FULL, recompute_blocks=[3], **WIDE),
         laid_out(1, 2, 2, pipeline_schedule=PipelineSchedule.DUALPIPEV, attention=FLASH, **WIDE),
+        laid_out(2, 2, 1, reproducible=True, recompute=Recompute.FULL, **WIDE),
+        laid_out(1, 2, 2, reproducible=True, **WIDE),
+        laid_out(1, 1, 4, reproducible=True, precision=Precision.FP32, recompute=Recompute.FULL, **WIDE),
     ],
-    ids=["full", "some", "sequence", "pipeline4-sdpa-fp32", "one-stage", "dualpipev"],
+    ids=[
+        "full",
+        "some",
+        "sequence",
+        "pipeline4-sdpa-fp32",
+        "one-stage",
+        "dualpipev",
+        "reproducible",
+        "reproducible-replicas",
+        "reproducible-fp32",
+    ],
 )
 def test_real_ranks_hold_the_bytes_that_are_planned(config: TrainConfig) -> None:
     """Tensors of real processes, counted while they live: each of four is within 2 % of the plan."""

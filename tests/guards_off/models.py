@@ -82,8 +82,8 @@ GUARDS = (
     Guard(
         name="kernels that cannot drop",
         keeps="a fused kernel whose dropout could not be reproduced is refused",
-        where="megatron_poro.models.attention:choose_backend",
-        off="if wanted is not AttentionBackend.EAGER and dropout > 0.0:",
+        where="megatron_poro.models.kernel_choice:choose_kernel",
+        off="if dropout > 0.0:",
         instead="if False:",
         missed_by=("unit/models/test_attention.py::test_impossible_backends_are_refused",),
     ),

@@ -1,5 +1,6 @@
 """What is said and refused before a job is submitted. No Slurm."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,29 @@ def test_what_cannot_work_is_one_sentence(
     status, _, error = submit(capsys, *words, *(() if "--" in words else ("--print",)))
     assert status == 2
     assert complaint in error
+
+
+def test_a_run_fits_where_its_plan_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Between what tensors can have of a device and all of its memory, both say no."""
+    words = ("experiment=poro_34b", "nodes=128", "engine.recompute=selective")
+    counts = {True: "engine.recompute_blocks=[8,5,0,0]", False: "engine.recompute_blocks=[6,5,0,0]"}
+    for fits, blocks in counts.items():
+        assert main(["plan", *words, blocks, "hardware=lumi_g", "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        needed = max(part["total"] for part in planned["memory_bytes"])
+        assert needed < 64e9
+        assert planned["fits"] == fits
+        status, out, error = submit(capsys, *words, blocks, *LUMI, "--print")
+        assert status == (0 if fits else 2)
+        assert ("where 58 GB are for tensors" in out) == fits
+        assert ("tensors can have 58 GB of one of cluster.hardware=lumi_g" in error) != fits
+
+
+def test_a_cluster_of_unknown_devices_is_not_asked_for_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("experiment=poro_34b", *LUMI, "parallel.tensor=1", "parallel.pipeline=1", "parallel.data=1024", "--print")
+    status, out, _ = submit(capsys, *words, "cluster.hardware=null")
+    assert status == 0
+    assert "memory  " not in out.partition("\n\n")[0]
 
 
 def test_a_command_is_quoted_as_it_was_typed(capsys: pytest.CaptureFixture[str]) -> None:

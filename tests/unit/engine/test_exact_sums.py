@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from megatron_poro.config.run import AttentionBackend, EngineKind, OptimizerConfig, Precision
-from megatron_poro.engine.build import in_fixed_order
 from megatron_poro.engine.engine import StepResult
 from megatron_poro.engine.exact_sums import _power_of_two_below, _Seeded, _total
 from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.optimizer import adamw, moments, prepare_state, set_learning_rate
 from megatron_poro.errors import ConfigError
 from megatron_poro.models import bloom
+from megatron_poro.models.kernel_choice import choose_kernel
 from megatron_poro.parallel import vocab
 from megatron_poro.parallel.groups import ParallelGroups
 from megatron_poro.train.next_token import NextToken
@@ -155,8 +155,10 @@ def test_adamw_of_a_reproducible_run_rounds_alike_wherever_tensors_are_cut() -> 
 
 
 def test_on_a_gpu_only_attention_that_adds_in_a_fixed_order_is_used() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert in_fixed_order(AttentionBackend.AUTO, gpu) is AttentionBackend.EAGER
-    assert in_fixed_order(AttentionBackend.FLASH, cpu) is AttentionBackend.FLASH
+    def chosen(wanted: AttentionBackend, device_type: str) -> AttentionBackend:
+        return choose_kernel(wanted, device_type=device_type, length=2048, dropout=0.0, reproducible=True)
+
+    assert chosen(AttentionBackend.AUTO, "cuda") is AttentionBackend.EAGER
+    assert chosen(AttentionBackend.FLASH, "cpu") is AttentionBackend.FLASH
     with pytest.raises(ConfigError, match=r"engine.attention=flash adds up in no fixed order on a GPU"):
-        in_fixed_order(AttentionBackend.FLASH, gpu)
+        chosen(AttentionBackend.FLASH, "cuda")

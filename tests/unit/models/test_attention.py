@@ -10,7 +10,8 @@ from megatron_poro.config.model import AlibiForm
 from megatron_poro.config.run import AttentionBackend
 from megatron_poro.errors import ConfigError
 from megatron_poro.models.alibi import Alibi
-from megatron_poro.models.attention import attention, choose_backend
+from megatron_poro.models.attention import attention
+from megatron_poro.models.kernel_choice import choose_kernel
 from megatron_poro.models.tiles import MOST_TILES, SMALLEST_TILE, pairs_in_tiles, tile_bounds
 from megatron_poro.parallel.groups import AxisGroup
 
@@ -137,21 +138,21 @@ def test_no_token_sees_the_future() -> None:
 
 def test_auto_takes_what_was_measured_faster_and_dropout_needs_eager() -> None:
     auto = AttentionBackend.AUTO
-    assert choose_backend(auto, device=CPU, length=512, dropout=0.0) is AttentionBackend.EAGER
-    assert choose_backend(auto, device=CPU, length=513, dropout=0.0) is AttentionBackend.FLASH
-    assert choose_backend(auto, device=CPU, length=512, dropout=0.0, compiled=True) is AttentionBackend.TILED
-    assert choose_backend(auto, device=CPU, length=513, dropout=0.0, compiled=True) is AttentionBackend.FLASH
-    assert choose_backend(auto, device=CPU, length=512, dropout=0.1, compiled=True) is AttentionBackend.EAGER
-    assert choose_backend(auto, device=torch.device("cuda"), length=2048, dropout=0.1) is AttentionBackend.EAGER
+    assert choose_kernel(auto, device_type="cpu", length=512, dropout=0.0) is AttentionBackend.EAGER
+    assert choose_kernel(auto, device_type="cpu", length=513, dropout=0.0) is AttentionBackend.FLASH
+    assert choose_kernel(auto, device_type="cpu", length=512, dropout=0.0, compiled=True) is AttentionBackend.TILED
+    assert choose_kernel(auto, device_type="cpu", length=513, dropout=0.0, compiled=True) is AttentionBackend.FLASH
+    assert choose_kernel(auto, device_type="cpu", length=512, dropout=0.1, compiled=True) is AttentionBackend.EAGER
+    assert choose_kernel(auto, device_type="cuda", length=2048, dropout=0.1) is AttentionBackend.EAGER
 
 
 def test_impossible_backends_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"engine.attention=flex needs a GPU.* Use eager, sdpa, flash or auto"):
-        choose_backend(AttentionBackend.FLEX, device=CPU, length=16, dropout=0.0)
-    with pytest.raises(ConfigError, match=r"engine.attention=tiled is for compiled code on a CPU.* runs on cuda"):
-        choose_backend(AttentionBackend.TILED, device=torch.device("cuda"), length=16, dropout=0.0, compiled=True)
+        choose_kernel(AttentionBackend.FLEX, device_type="cpu", length=16, dropout=0.0)
+    with pytest.raises(ConfigError, match=r"engine.attention=tiled is for compiled code on a CPU.*on a GPU"):
+        choose_kernel(AttentionBackend.TILED, device_type="cuda", length=16, dropout=0.0, compiled=True)
     with pytest.raises(ConfigError, match=r"engine.attention=sdpa cannot drop .*model.attention_dropout=0.1"):
-        choose_backend(AttentionBackend.SDPA, device=CPU, length=16, dropout=0.1)
+        choose_kernel(AttentionBackend.SDPA, device_type="cpu", length=16, dropout=0.1)
     alibi = Alibi(1, form=AlibiForm.DISTANCE, group=AxisGroup.single())
     with pytest.raises(ConfigError, match=r"engine.attention=auto is not a kernel"):
         attention(*(torch.zeros(1, 1, 2, 2) for _ in range(3)), alibi, backend=AttentionBackend.AUTO)

@@ -1,11 +1,8 @@
 """Configs to plan."""
 
-from omegaconf import OmegaConf
-
-from megatron_poro.config.hardware import HardwareConfig, PlanConfig
-from megatron_poro.config.load import compose, load_config
+from megatron_poro.config.hardware import HardwareConfig
+from megatron_poro.config.load import load_config, load_plan
 from megatron_poro.config.run import TrainConfig
-from megatron_poro.config.typed import typed
 
 
 def poro() -> TrainConfig:
@@ -24,7 +21,4 @@ def small(*, num_layers: int = 4, tensor: int = 1, pipeline: int = 1, data: int 
 
 def lumi_g() -> HardwareConfig:
     """The machine of Poro 34B."""
-    values = OmegaConf.to_container(compose(["hardware=lumi_g"], config_name="plan"), resolve=True)
-    assert isinstance(values, dict)
-    plan: PlanConfig = typed(PlanConfig, values)
-    return plan.hardware
+    return load_plan(["hardware=lumi_g"]).hardware

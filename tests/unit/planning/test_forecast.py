@@ -10,7 +10,8 @@ import pytest
 
 from megatron_poro.cli.main import main
 from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Precision, Recompute
-from megatron_poro.planning.forecast import checkpoint_bytes, export_bytes, forecast, save_interval
+from megatron_poro.planning.forecast import forecast
+from megatron_poro.planning.intervals import checkpoint_bytes, export_bytes, save_interval
 from megatron_poro.planning.layers import held_parameters, rank_layers
 from megatron_poro.planning.search import search
 from megatron_poro.planning.traffic import rank_traffic
@@ -29,7 +30,7 @@ def test_the_parts_of_a_step_add_up_and_a_slower_machine_is_slower() -> None:
     time = forecast(config, machine, world_size=1024).time
     assert time.total == pytest.approx(sum(dataclasses.asdict(time).values()))
     assert min(dataclasses.asdict(time).values()) > 0
-    for key in ("efficiency", "module_bandwidth", "network_bandwidth", "memory_bandwidth"):
+    for key in ("efficiency", "peak_tflops", "module_bandwidth", "network_bandwidth", "memory_bandwidth"):
         slower = dataclasses.replace(machine, **{key: getattr(machine, key) / 2})
         assert forecast(config, slower, world_size=1024).time.total > time.total, key
 
@@ -92,6 +93,16 @@ def test_the_best_interval_between_saves_loses_least() -> None:
     best = save_interval(found, lumi_g(), **options)
     for steps in (best.steps // 2, best.steps * 2):
         assert save_interval(found, lumi_g(), every_steps=steps, **options).lost_share > best.lost_share
+
+
+def test_a_run_without_failures_saves_once_and_loses_that() -> None:
+    found = forecast(poro(), lumi_g(), world_size=1024)
+    safe = dataclasses.replace(lumi_g(), node_failures_per_year=0.0)
+    best = save_interval(found, safe, blocked_seconds=5.0, restart_seconds=900.0)
+    assert (best.steps, best.failures) == (found.steps, 0.0)
+    assert best.lost_share == pytest.approx(5.0 / (found.steps * found.time.total))
+    free = save_interval(found, safe, blocked_seconds=0.0, restart_seconds=900.0, every_steps=10)
+    assert free.lost_share == 0.0
 
 
 def test_search_ranks_what_fits_and_says_why_the_rest_is_out() -> None:

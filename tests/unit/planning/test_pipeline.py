@@ -9,7 +9,7 @@ from megatron_poro.planning.pipeline import (
     Work,
     most_kept,
     simulate,
-    step_seconds,
+    step_length,
     work_order,
 )
 
@@ -78,11 +78,14 @@ def test_a_long_step_is_computed_as_it_is_simulated(schedule: PipelineSchedule, 
 
     for microbatches in (30, 61):
         timeline = simulate(schedule, ranks=3, microbatches=microbatches, seconds=uneven, transfer_seconds=transfer)
-        seconds, bubble = step_seconds(
+        seconds, behind = step_length(
             schedule, ranks=3, microbatches=microbatches, seconds=uneven, transfer_seconds=transfer
         )
         assert seconds == pytest.approx(timeline.seconds)
-        assert bubble == pytest.approx(timeline.bubble)
+        ends = {
+            timed.work.stage: timed.end for rank in timeline.ranks for timed in rank if timed.work.kind == "backward"
+        }
+        assert behind == pytest.approx([timeline.seconds - ends[stage] for stage in sorted(ends)])
 
 
 def test_the_first_stage_keeps_most() -> None:
