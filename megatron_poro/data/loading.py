@@ -44,7 +44,7 @@ class BatchLoader:
             DataError: if the mixture has fewer samples than the step needs, or a sample cannot be read; also when
                 the reading happened in the background.
         """
-        needed = consumed_samples + self._sampler.global_batch_samples
+        needed = self._behind(consumed_samples)
         if consumed_samples < 0 or needed > len(self.mixture):
             raise DataError(
                 f"a step after {consumed_samples} samples needs samples up to {needed}, but the mixture was built for "
@@ -57,9 +57,16 @@ class BatchLoader:
             if ahead is not None:
                 ahead.batches.exception()  # waits: one thread at a time reads
             batches = self._read(consumed_samples)
-        if self._reader is not None and needed + self._sampler.global_batch_samples <= len(self.mixture):
-            self._ahead = _Ahead(needed, self._reader.start(needed))
+        self.read_ahead(needed)
         return batches
+
+    def read_ahead(self, consumed_samples: int) -> None:
+        """Has the step that follows ``consumed_samples`` samples read while something else is done, if there is one.
+
+        Does nothing in a loader that does not prefetch.
+        """
+        if self._reader is not None and self._behind(consumed_samples) <= len(self.mixture):
+            self._ahead = _Ahead(consumed_samples, self._reader.start(consumed_samples))
 
     def close(self) -> None:
         """Waits for the background reading, if any, and drops it; the loader can be used again."""
@@ -74,6 +81,9 @@ class BatchLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _behind(self, consumed_samples: int) -> int:
+        return consumed_samples + self._sampler.global_batch_samples
 
     def _read(self, consumed_samples: int) -> list[Batch]:
         microbatches = self._sampler.microbatches(consumed_samples, self._data_rank)

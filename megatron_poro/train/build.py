@@ -137,6 +137,8 @@ def _build(
         ),
     )
     _resume(run)
+    if engine.needs_data:
+        run.batches.read_ahead(run.progress.samples)
     run.profile.begins_after(run.progress.step)
 
     # only now is anything of the run's own written: it is known to be the same run

@@ -112,8 +112,18 @@ def test_a_step_that_was_not_foreseen_waits_for_the_one_that_was(tmp_path: Path)
         release.join()
 
 
+def test_the_first_step_can_be_read_ahead_too(loader: BatchLoader, recorder: Recorder) -> None:
+    loader.read_ahead(8)
+    assert loaded(loader, 8) == [[8, 9], [12, 13]]
+    assert threading.current_thread() not in [thread for _, thread in recorder.reads]
+    loader.read_ahead(40)
+    loader.close()
+    assert max(index for index, _ in recorder.reads) < 24
+
+
 def test_nothing_is_read_ahead_when_switched_off(recorder: Recorder, tmp_path: Path) -> None:
     with make_loader(recorder, tmp_path, prefetch=False) as loader:
+        loader.read_ahead(0)
         loader.load(0)
     assert [index for index, _ in recorder.reads] == [0, 1, 4, 5]
 
