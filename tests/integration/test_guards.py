@@ -42,6 +42,10 @@ def _meta(run: RunOnDisk, step: int) -> dict[str, Any]:
     return meta
 
 
+def _taken(run: RunOnDisk) -> list[int]:
+    return [line[names.STEP.key] for line in run.lines() if names.LOSS.key in line]
+
+
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 @pytest.mark.parametrize("place", [Place.ACTIVATION, Place.LOSS, Place.GRADIENT])
 def test_run_that_skipped_a_step_is_bitwise_the_run_that_was_told_to(
@@ -141,9 +145,11 @@ def test_weight_that_became_nan_is_read_back_from_the_checkpoint(corpora: ToyCor
     hit, never = tmp_path / "hit", tmp_path / "never"
     assert _train(corpora, hit, *GOING_BACK, place=Place.WEIGHT, steps=[10]) == ExitCode.FINISHED
     off = (*GOING_BACK, "guards.max_skips_in_row=0")
-    assert _train(corpora, never, *off, place=Place.WEIGHT, steps=[10]) == ExitCode.FINISHED
+    assert _train(corpora, never, *off, place=Place.WEIGHT, steps=[10]) == ExitCode.BAD_INPUT
     assert _meta(RunOnDisk(hit), STEPS)["skipped_steps"] == [9, 10, 11]
-    assert _meta(RunOnDisk(never), STEPS)["skipped_steps"] == list(range(10, STEPS + 1)), "it never recovers"
+    assert _taken(RunOnDisk(hit)) == [*range(1, 9), *range(12, STEPS + 1)]
+    assert _taken(RunOnDisk(never)) == list(range(1, 10)), "it never recovers"
+    assert RunOnDisk(never).steps() == [4, 8], "and has nothing that is worth saving"
 
 
 def test_margin_doubles_at_the_same_place_and_then_the_run_asks_for_a_person(

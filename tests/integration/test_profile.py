@@ -78,7 +78,7 @@ def test_table_of_one_process_adds_up_to_the_time_measured_around_it(
     assert row["parts_ms"].keys() == {part.value for part in Part}
     assert row["step_ms"] == sum(row["parts_ms"].values())
     assert row["step_ms"] == pytest.approx(1000 * sum(seconds[2:8]) / 3, rel=0.1)
-    idle = {part.value for part in (Part.TENSOR, Part.PIPELINE, Part.AGREEMENT)}
+    idle = {part.value for part in (Part.TENSOR, Part.PIPELINE, Part.DATA, Part.AGREEMENT)}
     assert {part for part, milliseconds in row["parts_ms"].items() if not milliseconds} == idle
     page, told = (tmp_path / "toy" / "profile" / "table.md").read_text(), capsys.readouterr().err
     for text in (page, told):
