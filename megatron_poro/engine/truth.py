@@ -116,6 +116,7 @@ def _true_gradients(config: TrainConfig, objective: ObjectiveFactory, device: to
         device_type=device.type,
         length=config.data.sequence_length,
         dropout=config.model.attention_dropout,
+        precision=config.engine.precision,
     )
     options = BlockOptions(backend=backend, recompute=config.engine.recompute, clock=clock)
     single = AxisGroup.single()

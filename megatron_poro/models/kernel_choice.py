@@ -4,12 +4,15 @@ It depends on the config and the kind of device alone, never on a timing at star
 computed before.
 """
 
-from megatron_poro.config.run import AttentionBackend, TrainConfig
+from megatron_poro.config.run import AttentionBackend, Precision, TrainConfig
 from megatron_poro.errors import ConfigError
 
 EAGER_LENGTH_LIMIT = 512
-"""On a CPU eager attention is faster up to this length, in compiled code ``tiled``, and flash above it
-(``python -m benchmarks.attention``)."""
+"""On a CPU eager attention is faster up to this length, and flash above it (``python -m benchmarks.attention``)."""
+
+TILED_LENGTH_LIMITS = {Precision.BF16: 2048, Precision.FP32: 512}
+"""In compiled code on a CPU ``tiled`` is faster than flash up to these lengths (the same command; bf16 was not measured
+above). It keeps attention weights, which flash does not: the longer the sample, the more."""
 
 
 def attention_kernel(config: TrainConfig, device_type: str) -> AttentionBackend:
@@ -27,6 +30,7 @@ def attention_kernel(config: TrainConfig, device_type: str) -> AttentionBackend:
         device_type=device_type,
         length=config.data.sequence_length,
         dropout=config.model.attention_dropout,
+        precision=config.engine.precision,
         compiled=config.engine.compile,
         reproducible=config.engine.reproducible,
     )
@@ -38,6 +42,7 @@ def choose_kernel(
     device_type: str,
     length: int,
     dropout: float,
+    precision: Precision,
     compiled: bool = False,
     reproducible: bool = False,
 ) -> AttentionBackend:
@@ -48,6 +53,7 @@ def choose_kernel(
         device_type: where the model runs.
         length: tokens per sample.
         dropout: probability of dropping an attention weight.
+        precision: ``engine.precision``.
         compiled: ``engine.compile``.
         reproducible: ``engine.reproducible``: on a GPU the eager kernel, since fused backward passes add there by
             atomics.
@@ -61,9 +67,9 @@ def choose_kernel(
     if wanted is AttentionBackend.AUTO:
         if dropout > 0.0 or (reproducible and not on_cpu):
             return AttentionBackend.EAGER
-        if not on_cpu or length > EAGER_LENGTH_LIMIT:
-            return AttentionBackend.FLASH
-        return AttentionBackend.TILED if compiled else AttentionBackend.EAGER
+        if on_cpu and compiled and length <= TILED_LENGTH_LIMITS[precision]:
+            return AttentionBackend.TILED
+        return AttentionBackend.EAGER if on_cpu and length <= EAGER_LENGTH_LIMIT else AttentionBackend.FLASH
     if wanted is AttentionBackend.EAGER:
         return wanted
     if wanted is AttentionBackend.FLEX and on_cpu:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_poro.config.model import AlibiForm
-from megatron_poro.config.run import AttentionBackend
+from megatron_poro.config.run import AttentionBackend, Precision
 from megatron_poro.errors import ConfigError
 from megatron_poro.models.alibi import Alibi
 from megatron_poro.models.attention import attention
@@ -136,23 +136,40 @@ def test_no_token_sees_the_future() -> None:
         assert not torch.allclose(after[:, :, 4:], before[:, :, 4:])
 
 
+def chosen(
+    wanted: AttentionBackend,
+    length: int,
+    *,
+    device_type: str = "cpu",
+    dropout: float = 0.0,
+    precision: Precision = Precision.BF16,
+    compiled: bool = False,
+) -> AttentionBackend:
+    return choose_kernel(
+        wanted, device_type=device_type, length=length, dropout=dropout, precision=precision, compiled=compiled
+    )
+
+
 def test_auto_takes_what_was_measured_faster_and_dropout_needs_eager() -> None:
     auto = AttentionBackend.AUTO
-    assert choose_kernel(auto, device_type="cpu", length=512, dropout=0.0) is AttentionBackend.EAGER
-    assert choose_kernel(auto, device_type="cpu", length=513, dropout=0.0) is AttentionBackend.FLASH
-    assert choose_kernel(auto, device_type="cpu", length=512, dropout=0.0, compiled=True) is AttentionBackend.TILED
-    assert choose_kernel(auto, device_type="cpu", length=513, dropout=0.0, compiled=True) is AttentionBackend.FLASH
-    assert choose_kernel(auto, device_type="cpu", length=512, dropout=0.1, compiled=True) is AttentionBackend.EAGER
-    assert choose_kernel(auto, device_type="cuda", length=2048, dropout=0.1) is AttentionBackend.EAGER
+    assert chosen(auto, 512) is AttentionBackend.EAGER
+    assert chosen(auto, 513) is AttentionBackend.FLASH
+    assert chosen(auto, 2048, compiled=True) is AttentionBackend.TILED
+    assert chosen(auto, 2049, compiled=True) is AttentionBackend.FLASH
+    assert chosen(auto, 512, compiled=True, precision=Precision.FP32) is AttentionBackend.TILED
+    assert chosen(auto, 513, compiled=True, precision=Precision.FP32) is AttentionBackend.FLASH
+    assert chosen(auto, 512, compiled=True, dropout=0.1) is AttentionBackend.EAGER
+    assert chosen(auto, 512, device_type="cuda", compiled=True) is AttentionBackend.FLASH
+    assert chosen(auto, 2048, device_type="cuda", dropout=0.1) is AttentionBackend.EAGER
 
 
 def test_impossible_backends_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"engine.attention=flex needs a GPU.* Use eager, sdpa, flash or auto"):
-        choose_kernel(AttentionBackend.FLEX, device_type="cpu", length=16, dropout=0.0)
+        chosen(AttentionBackend.FLEX, 16)
     with pytest.raises(ConfigError, match=r"engine.attention=tiled is for compiled code on a CPU.*on a GPU"):
-        choose_kernel(AttentionBackend.TILED, device_type="cuda", length=16, dropout=0.0, compiled=True)
+        chosen(AttentionBackend.TILED, 16, device_type="cuda", compiled=True)
     with pytest.raises(ConfigError, match=r"engine.attention=sdpa cannot drop .*model.attention_dropout=0.1"):
-        choose_kernel(AttentionBackend.SDPA, device_type="cpu", length=16, dropout=0.1)
+        chosen(AttentionBackend.SDPA, 16, dropout=0.1)
     alibi = Alibi(1, form=AlibiForm.DISTANCE, group=AxisGroup.single())
     with pytest.raises(ConfigError, match=r"engine.attention=auto is not a kernel"):
         attention(*(torch.zeros(1, 1, 2, 2) for _ in range(3)), alibi, backend=AttentionBackend.AUTO)
