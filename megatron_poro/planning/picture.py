@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import NamedTuple
 
 from megatron_poro.planning.memory import MemoryParts
 from megatron_poro.planning.pipeline import Pass, TimedWork, Timeline
@@ -23,6 +24,7 @@ _COLOURS = {
 _WAITING = "#e0e0e0"
 _AFTER_COLOURS = ("#fd8d3c", "#9e9ac8")
 _PART_COLOURS = ("#3182bd", "#9ecae1", "#756bb1", "#31a354", "#a1d99b", "#fd8d3c", "#fdd0a2", "#bdbdbd")
+_MEMORY_ENTRIES = tuple(zip(MemoryParts._fields, _PART_COLOURS, strict=True))
 
 
 def pipeline_picture(
@@ -49,7 +51,9 @@ def pipeline_picture(
     total = timeline.seconds + sum(seconds for _, seconds in after)
     folded = any(timed.work.stage >= num_ranks for timed in timeline.ranks[0])
     bottom = _TOP + num_ranks * _ROW
-    width, height = _MEMORY_LEFT + _MEMORY_WIDTH + 90, bottom + 80
+    keys = _keys(_time_entries(folded, after), x=_LEFT, y=bottom + 46, width=_WIDTH)
+    memory_keys = _keys(_MEMORY_ENTRIES, x=_MEMORY_LEFT, y=bottom + 46, width=_MEMORY_WIDTH + 60)
+    width, height = _MEMORY_LEFT + _MEMORY_WIDTH + 90, max(key.y for key in (*keys, *memory_keys)) + 16
     subtitle = (
         f"{total:.2f} s; passes end after {timeline.seconds:.2f} s, in which the ranks wait {timeline.bubble:.1%} of "
         "the time"
@@ -69,8 +73,9 @@ def pipeline_picture(
         for timed in works:
             lines += _pass(timed, y, scale=_WIDTH / total, second=timed.work.stage >= num_ranks)
         lines += _tail(after, y, start=timeline.seconds, scale=_WIDTH / total)
-    lines += _keys(_time_entries(folded, after), x=_LEFT, y=bottom + 46, width=_WIDTH)
     lines += _memory(memory, device_bytes, room_bytes)
+    for key in (*keys, *memory_keys):
+        lines += [_box(key.x, key.y - 10, 12, 12, key.colour), _text(key.x + 16, key.y, key.name)]
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -119,16 +124,25 @@ def _time_entries(folded: bool, after: Sequence[tuple[str, float]]) -> list[tupl
     return [*entries, ("waiting", _WAITING), *((name, c) for (name, _), c in zip(after, _AFTER_COLOURS, strict=True))]
 
 
-def _keys(entries: Sequence[tuple[str, str]], *, x: float, y: float, width: float) -> Iterator[str]:
+class _Key(NamedTuple):
+    """What a colour stands for, and where that is written."""
+
+    x: float
+    y: float
+    name: str
+    colour: str
+
+
+def _keys(entries: Sequence[tuple[str, str]], *, x: float, y: float, width: float) -> list[_Key]:
     """Names of colours, in as many lines as they take."""
-    left, end = x, x + width
+    left, end, keys = x, x + width, []
     for name, colour in entries:
         taken = 34 + 7.2 * len(name)
         if x + taken > end and x > left:
             x, y = left, y + 18
-        yield _box(x, y - 10, 12, 12, colour)
-        yield _text(x + 16, y, name)
+        keys.append(_Key(x, y, name, colour))
         x += taken
+    return keys
 
 
 def _memory(memory: Sequence[MemoryParts], device_bytes: int, room_bytes: int) -> Iterator[str]:
@@ -150,8 +164,6 @@ def _memory(memory: Sequence[MemoryParts], device_bytes: int, room_bytes: int) -
         yield _text(end + 8, y + 17, format_bytes(int(parts.total)), f'fill="{colour}"')
     limit = _MEMORY_LEFT + room_bytes * scale
     yield _line(limit, _TOP, limit, bottom, 'stroke="#c00" stroke-dasharray="4 3"')
-    entries = list(zip(MemoryParts._fields, _PART_COLOURS, strict=True))
-    yield from _keys(entries, x=_MEMORY_LEFT, y=bottom + 46, width=_MEMORY_WIDTH + 60)
 
 
 def _box(x: float, y: float, width: float, height: float, fill: str, told: str = "", edge: str = "") -> str:

@@ -143,7 +143,7 @@ def test_the_command_prints_the_plan_and_draws_it(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "words", [[], ["parallel.pipeline=8", "parallel.data=64", "engine.pipeline_schedule=dualpipev"]]
 )
-def test_no_words_of_the_picture_lie_on_each_other(words: list[str], tmp_path: Path) -> None:
+def test_no_words_of_the_picture_lie_on_each_other_or_outside(words: list[str], tmp_path: Path) -> None:
     picture = tmp_path / "step.svg"
     plan = ["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=128", *words]
     assert main([*plan, "--picture", str(picture)]) == 0
@@ -154,6 +154,7 @@ def test_no_words_of_the_picture_lie_on_each_other(words: list[str], tmp_path: P
         left = x - width * {"middle": 0.5, "end": 1.0}.get(text.attrib.get("text-anchor", ""), 0.0)
         assert left >= 0
         assert left + width <= float(root.attrib["width"])
+        assert float(text.attrib["y"]) + 4 <= float(root.attrib["height"])
         lines.setdefault(text.attrib["y"], []).append((left, left + width))
     for spans in lines.values():
         for (_, end), (start, _) in itertools.pairwise(sorted(spans)):
