@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 from megatron_poro.errors import CheckpointError
 
@@ -70,9 +70,20 @@ class _IndexUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):  # by which some Pythons, 3.11.2 for one, name members of an enum
+            return self._memory_format
         if name not in _NAMES.get(module, ()):
-            raise CheckpointError(
-                f"{self._path} asks for {module}.{name}, which no index of tensors needs: it is damaged, or made to "
-                "run a program. Nothing of it has been run; use another checkpoint."
-            )
+            raise self._refused(f"{module}.{name}")
         return super().find_class(module, name)
+
+    def _memory_format(self, kind: Any, name: str) -> _MEM_FORMAT_ENCODING:
+        """The only thing that ``getattr`` may look up."""
+        if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+            raise self._refused(f"{name} of {kind!r}")
+        return _MEM_FORMAT_ENCODING[name]
+
+    def _refused(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path} asks for {what}, which no index of tensors needs: it is damaged, or made to run a program. "
+            "Nothing of it has been run; use another checkpoint."
+        )

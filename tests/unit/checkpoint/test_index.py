@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from megatron_poro.checkpoint import manifest
 from megatron_poro.checkpoint.index import INDEX_NAME
@@ -46,6 +47,35 @@ def test_a_program_in_the_index_is_named_and_not_run(saved: Path, tmp_path: Path
     with pytest.raises(CheckpointError, match=r"asks for pathlib\.\w+.*Nothing of it has been run"):
         _ = CheckpointReader(saved).index
     assert not trace.exists()
+
+
+def test_an_index_of_a_python_that_names_members_of_enums_by_getattr_is_read(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = CheckpointReader(saved).index
+    with monkeypatch.context() as patch:
+        patch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+        content = pickle.dumps(index)
+    assert b"getattr" in content
+    put(saved, INDEX_NAME, content)
+    assert CheckpointReader(saved).index == index
+
+
+class Lookup:
+    """A pickle that looks something up by ``getattr``."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.looked_up = kind, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self.looked_up
+
+
+@pytest.mark.parametrize("lookup", [Lookup(Metadata, "__init__"), Lookup(_MEM_FORMAT_ENCODING, "__init__")])
+def test_getattr_in_an_index_looks_up_nothing_else(saved: Path, lookup: Lookup) -> None:
+    put(saved, INDEX_NAME, pickle.dumps(lookup))
+    with pytest.raises(CheckpointError, match=r"asks for __init__ of .*Nothing of it has been run"):
+        _ = CheckpointReader(saved).index
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x05garbage", pickle.dumps({"no": "index"})])
