@@ -3,18 +3,14 @@
 All in bytes of one tensor rank and one microbatch. A *pair* is a query and a key of one head.
 """
 
-from typing import TYPE_CHECKING
-
 from megatron_poro.config.run import AttentionBackend
 from megatron_poro.models.tiles import tile_bounds
-
-if TYPE_CHECKING:
-    from megatron_poro.planning.memory import TensorSizes
+from megatron_poro.planning.tensor_sizes import TensorSizes
 
 _FP32 = 4
 
 
-def core_forward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
+def core_forward(sizes: TensorSizes, backend: AttentionBackend) -> float:
     """Most that a forward pass holds at a time, beside queries, keys and values as they come."""
     item, width, pairs = sizes.item, _width(sizes), _pairs(sizes)
     if backend is AttentionBackend.FLASH:
@@ -36,7 +32,7 @@ def core_forward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
     return copies * width * item + pairs * (max(plain, dropping) if sizes.drops_weights else plain)
 
 
-def softmax_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
+def softmax_backward(sizes: TensorSizes, backend: AttentionBackend) -> float:
     """What the step back through the weights of pairs makes, less what was kept for later steps."""
     pairs = _pairs(sizes)
     if backend is AttentionBackend.FLASH:
@@ -50,7 +46,7 @@ def softmax_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
     return pairs * (2 * sizes.item - gone)
 
 
-def core_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
+def core_backward(sizes: TensorSizes, backend: AttentionBackend) -> float:
     """What a kernel holds when what it computed again goes back: that, and gradients.
 
     0 where it holds more forward: ``flash``, and ``eager`` without dropout.
@@ -67,7 +63,7 @@ def core_backward(sizes: "TensorSizes", backend: AttentionBackend) -> float:
     return 0.0
 
 
-def _tiled_forward(sizes: "TensorSizes") -> float:
+def _tiled_forward(sizes: TensorSizes) -> float:
     """At the worst tile: keys in rows, what is kept of the tiles before, and what the tile makes.
 
     Of a tile: products, and in fp32 scores, their distance to the largest and its exponential. The exponentials of the
@@ -84,7 +80,7 @@ def _tiled_forward(sizes: "TensorSizes") -> float:
     return width * item + max(most, kept)
 
 
-def _tiled_backward(sizes: "TensorSizes") -> float:
+def _tiled_backward(sizes: TensorSizes) -> float:
     """At the worst tile, beside what is kept: values in rows, gradients of the queries of the tiles before, sums for
     keys and values in fp32, and what the tile makes.
 
@@ -106,16 +102,16 @@ def _tiled_backward(sizes: "TensorSizes") -> float:
     return width * item + most
 
 
-def _width(sizes: "TensorSizes") -> float:
+def _width(sizes: TensorSizes) -> float:
     """Numbers of the queries."""
     return sizes.tokens * sizes.hidden / sizes.tensor
 
 
-def _pairs(sizes: "TensorSizes") -> float:
+def _pairs(sizes: TensorSizes) -> float:
     """Pairs of all samples and heads."""
     return sizes.tokens * sizes.length * sizes.heads / sizes.tensor
 
 
-def _tile_pairs(sizes: "TensorSizes", first: int, last: int) -> float:
+def _tile_pairs(sizes: TensorSizes, first: int, last: int) -> float:
     """Pairs of a tile of all samples and heads."""
     return (last - first) * last * sizes.tokens / sizes.length * sizes.heads / sizes.tensor

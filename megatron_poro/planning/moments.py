@@ -9,14 +9,12 @@ off real ones; tests hold the two against each other.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.planning.kernels import core_backward, core_forward, softmax_backward
 from megatron_poro.planning.layers import LayerSize
-
-if TYPE_CHECKING:
-    from megatron_poro.planning.memory import TensorSizes
+from megatron_poro.planning.tensor_sizes import TensorSizes
 
 _FP32, _FP64, _INT64 = 4, 8, 8
 LOSS_CHUNK = 1 << 24
@@ -50,14 +48,14 @@ class StageSizes:
         kept: most that forward passes have left behind on the rank while a microbatch is in this stage.
         of_one: of it, what this microbatch leaves behind.
         microbatches: of a step.
-        is_first: whether the stage is on the first pipeline stage.
+        is_first: whether the stage is on the first pipeline rank.
         in_order: whether the schedule is 1F1B.
         exact: whether gradients are added up in integers.
         share: numbers whose masters and moments the process keeps, of all its stages.
     """
 
     layers: Sequence[LayerSize]
-    sizes: "TensorSizes"
+    sizes: TensorSizes
     kept: float
     of_one: float
     microbatches: int

@@ -12,7 +12,8 @@ from megatron_poro.models.bloom import BlockOptions, bloom_plan
 from megatron_poro.models.init import build_layer
 from megatron_poro.parallel.groups import AxisGroup, ParallelGroups
 from megatron_poro.parallel.topology import Topology
-from megatron_poro.planning.memory import TensorSizes, attention_on_a_gpu, rank_memory
+from megatron_poro.planning.memory import attention_on_a_gpu, rank_memory
+from megatron_poro.planning.tensor_sizes import TensorSizes
 from tests.support.ranks import run_ranks
 from tests.unit.planning.configs import poro, small
 from tests.unit.planning.drawn import compared
