@@ -193,6 +193,7 @@ def _picture(config: TrainConfig, hardware: HardwareConfig, found: Forecast) -> 
         microbatches=batch.microbatches,
         seconds=PassTimes(config, hardware, link),
         transfer_seconds=transfer_seconds(config, link),
+        deferred=config.engine.deferred_weight_gradients,
     )
     return pipeline_picture(
         timeline,

@@ -19,7 +19,7 @@ _PLANNED_PARTS = {
     "gradients": ("gradients",),
     "optimizer": ("optimizer",),
     "head": ("head",),
-    "activations": ("activations", "recomputed", "buffers", "constants"),
+    "activations": ("activations", "deferred", "recomputed", "buffers"),
 }
 """Parts of a simulated rank's memory, and which parts of the plan they are."""
 

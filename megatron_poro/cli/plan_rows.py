@@ -56,9 +56,13 @@ def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast, backen
     verdict = "" if found.fits else ": TOO LITTLE"
     room = format_bytes(request.hardware.room_for_tensors)
     yield f"one process of each stage; {room} of memory are for tensors{verdict}"
-    memory = [["stage", *found.memory[0]._fields, "in all"]]
+    names = list(found.memory[0]._fields)
+    if config.engine.deferred_weight_gradients is None:
+        names.remove("deferred")
+    memory = [["stage", *names, "in all"]]
     for rank, parts in enumerate(found.memory):
-        memory.append([str(rank), *(format_bytes(int(size)) for size in (*parts, parts.total))])
+        held = [*(getattr(parts, name) for name in names), parts.total]
+        memory.append([str(rank), *(format_bytes(int(size)) for size in held)])
     yield from columns(memory)
     yield from _recompute_rows(config, request.hardware, found, backend)
     yield ""

@@ -31,7 +31,8 @@ def search_rows(
     working = [one for one in candidates if one.found is not None]
     (own,) = [one for one in candidates if one.is_own]
     yield from _ranking(working, top)
-    yield "grid: tensor x pipeline x data; samples: of a microbatch; * is the config's own layout"
+    yield "grid: tensor x pipeline x data; samples: of a microbatch; schedule: and how many microbatches'"
+    yield "weight gradients wait; * is the config's own layout"
     if own.found is None:
         yield from _wrapped(f"the config's own layout is out: {own.reason}", "")
     yield f"{len(working)} layouts of {len(candidates)} work. The others:"
@@ -106,12 +107,19 @@ def _ranking(working: Sequence[Candidate], top: int) -> Iterator[str]:
                 f"{parallel.tensor}x{parallel.pipeline}x{parallel.data}",
                 str(engine.microbatch_samples),
                 "cut" if parallel.sequence else "whole",
-                engine.pipeline_schedule.value,
+                _schedule(one.config),
                 parallel.stage_split.value,
                 _recomputed(one.config),
             ]
         )
     yield from columns(rows, left=(len(names) + 1,))
+
+
+def _schedule(config: TrainConfig) -> str:
+    """With how many microbatches wait, where weight gradients do."""
+    engine = config.engine
+    waiting = "" if engine.deferred_weight_gradients is None else f", {engine.deferred_weight_gradients}"
+    return f"{engine.pipeline_schedule.value}{waiting}"
 
 
 def _recomputed(config: TrainConfig) -> str:

@@ -77,3 +77,16 @@ def num_stages(config: TrainConfig) -> int:
 def stages_of_pipeline(schedule: PipelineSchedule, ranks: int) -> int:
     """Parts that a list of layers is cut into for so many pipeline ranks; DualPipeV gives each of them two."""
     return ranks * (2 if schedule is PipelineSchedule.DUALPIPEV else 1)
+
+
+def deferred_passes(most: int | None, rank: int) -> int | None:
+    """Microbatches whose weight gradients wait on a pipeline rank while further backward passes come; ``None`` where
+    weight gradients are part of backward passes.
+
+    Rank ``r`` has its last backward pass ``r`` of them before the first rank, and is idle then: it has use for no more.
+
+    Args:
+        most: ``engine.deferred_weight_gradients``.
+        rank: pipeline rank.
+    """
+    return None if most is None else min(most, rank)

@@ -162,6 +162,29 @@ def dualpipev_fits(config: TrainConfig, world_size: int | None) -> Iterator[str]
         )
 
 
+def deferral_has_a_pipeline(config: TrainConfig, world_size: int | None) -> Iterator[str]:
+    """Weight gradients wait for what a pipeline under 1F1B leaves idle."""
+    most, ranks = config.engine.deferred_weight_gradients, config.parallel.pipeline
+    if most is None:
+        return
+    if config.engine.pipeline_schedule is not PipelineSchedule.ONE_F_ONE_B:
+        schedule = config.engine.pipeline_schedule.value
+        yield (
+            f"engine.deferred_weight_gradients={most} is for engine.pipeline_schedule=1f1b, not {schedule}. Use 1f1b, "
+            "or set engine.deferred_weight_gradients=null."
+        )
+    if ranks < 2:
+        yield (
+            f"engine.deferred_weight_gradients={most} needs parallel.pipeline of 2 or more, not {ranks}: one stage "
+            "waits for no other. Set engine.deferred_weight_gradients=null."
+        )
+    elif most >= ranks:
+        yield (
+            f"engine.deferred_weight_gradients={most} is more than any of parallel.pipeline={ranks} ranks has use for. "
+            f"Use {ranks - 1}, or less to save memory."
+        )
+
+
 def schedule_is_in_order(config: TrainConfig, world_size: int | None) -> Iterator[str]:
     """One step at least; the warm-up ends within the run and within the decay. The decay may outlast the run."""
     section, tokens_per_step = config.schedule, batch_plan(config).tokens_per_step
@@ -239,6 +262,7 @@ FIT_RULES: tuple[FitRule, ...] = (
     compiled_code_is_not_reproducible,
     recomputed_blocks_are_there,
     dualpipev_fits,
+    deferral_has_a_pipeline,
     schedule_is_in_order,
     mixtures_are_complete,
     validation_has_samples,

@@ -173,6 +173,12 @@ class EngineConfig:
     keep all activations. They are the first ones of the rank in the order of the model. null recomputes all blocks.
     `poro plan` prints the fewest that fit a device."""
 
+    deferred_weight_gradients: int | None = None
+    """Compute weight gradients apart from backward passes, to wait less in a pipeline: at most so many microbatches'
+    until a rank has had its last backward pass. 0 computes them once a stage's input gradient is sent, and rank r has
+    use for up to r (parallel.pipeline - 1 is most, and fastest); each takes memory. null computes them inside of
+    backward passes. For 1f1b with parallel.pipeline >= 2."""
+
     attention: AttentionBackend = AttentionBackend.AUTO
     """auto takes the fastest for device and length; eager is the reference, sdpa is PyTorch's kernel with a bias
     tensor, flash is a causal flash kernel with ALiBi in extra columns of the keys; tiled leaves out what the mask hides

@@ -92,6 +92,16 @@ def intervals_are_not_negative(config: TrainConfig) -> Iterator[str]:
     )
 
 
+def waiting_passes_are_not_negative(config: TrainConfig) -> Iterator[str]:
+    """0 computes weight gradients once a stage's input gradient is sent; not to wait at all is null."""
+    waiting = config.engine.deferred_weight_gradients
+    if waiting is not None and waiting < 0:
+        yield (
+            f"engine.deferred_weight_gradients={waiting} must be a number of microbatches, 0 or above; null computes "
+            "weight gradients inside of backward passes."
+        )
+
+
 def guards_can_tell_good_from_bad(config: TrainConfig) -> Iterator[str]:
     """A limit that healthy runs pass all the time would end them."""
     guards = config.guards
@@ -200,6 +210,7 @@ VALUE_RULES: tuple[ValueRule, ...] = (
     sizes_are_positive,
     epochs_are_limited_above_zero,
     intervals_are_not_negative,
+    waiting_passes_are_not_negative,
     guards_can_tell_good_from_bad,
     seeds_fit_their_generators,
     probabilities_are_below_one,

@@ -105,6 +105,7 @@ def build_engine(
         microbatch_samples=config.engine.microbatch_samples,
         microbatches=microbatches,
         pipeline_schedule=config.engine.pipeline_schedule,
+        deferred=config.engine.deferred_weight_gradients,
         precision=config.engine.precision,
         reproducible=config.engine.reproducible,
         device=device,

@@ -31,22 +31,19 @@ class OneForwardOneBackward(OwnOptimizer, DeepSpeedPipelineEngine):  # type: ign
     """DeepSpeed's 1F1B engine."""
 
 
-def start_deepspeed(module: Any, settings: dict[str, Any], optimizer: OptimizerOf, *, dual: bool) -> Any:
+def start_deepspeed(
+    module: Any, settings: dict[str, Any], optimizer: OptimizerOf, *, kind: type[Any] = OneForwardOneBackward
+) -> Any:
     """Wraps a module in DeepSpeed's engine, as ``deepspeed.initialize`` does for a pipeline, with our subclass.
 
     Args:
         module: of :func:`megatron_poro.engine.stages.build_stages`.
         settings: of :func:`megatron_poro.engine.deepspeed_config.deepspeed_config`.
         optimizer: makes the optimizer, once the module's parameters are where they stay.
-        dual: whether the schedule is DualPipeV.
+        kind: the subclass.
     """
-    engine: type[Any] = OneForwardOneBackward
-    if dual:
-        from megatron_poro.engine.dualpipev import DualPipeV  # only newer DeepSpeeds have it
-
-        engine = DualPipeV
     with quiet():
-        return engine(
+        return kind(
             args=None,
             model=module,
             optimizer=optimizer,

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from megatron_poro.config.run import OptimizerConfig, PipelineSchedule, Precision
 from megatron_poro.data.batch import Batch
 from megatron_poro.engine.deepspeed_config import deepspeed_config
-from megatron_poro.engine.deepspeed_engine import start_deepspeed
+from megatron_poro.engine.deepspeed_engine import OptimizerOf, start_deepspeed
+from megatron_poro.engine.deferring_engine import DeferringEngine
 from megatron_poro.engine.engine import (
     WEIGHT,
     Copy,
@@ -48,6 +49,7 @@ from megatron_poro.models.init import weight_dtype
 from megatron_poro.models.plan import LayerPlan
 from megatron_poro.parallel.collectives import all_reduce
 from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.lanes import Lanes
 from megatron_poro.parallel.rng import DropoutClock
 from megatron_poro.parallel.shards import name_of, shard_of
 from megatron_poro.parallel.step_clock import Part
@@ -68,6 +70,7 @@ class PipelineEngine:
         microbatch_samples: samples in one forward pass.
         microbatches: accumulation steps.
         pipeline_schedule: 1F1B or DualPipeV.
+        deferred: for 1F1B, ``engine.deferred_weight_gradients``.
         precision: format of weights and activations.
         reproducible: whether a step has the same bits at every number of replicas, microbatches and stages.
         device: where this process computes.
@@ -87,6 +90,7 @@ class PipelineEngine:
         microbatch_samples: int,
         microbatches: int,
         pipeline_schedule: PipelineSchedule,
+        deferred: int | None,
         precision: Precision,
         reproducible: bool,
         device: torch.device,
@@ -125,7 +129,7 @@ class PipelineEngine:
             )
             return self._sharded.optimizer
 
-        self._deepspeed = start_deepspeed(module, settings, share_out, dual=self._dual)
+        self._deepspeed = self._start(module, settings, share_out, deferred=deferred)
         self._sums, self._gradient_sums = self._add_up(
             plan, exactly=reproducible, microbatches=microbatches, num_sources=num_sources
         )
@@ -241,6 +245,18 @@ class PipelineEngine:
 
     def load_finished(self, optimizer_step: int) -> None:
         self._sharded.load_finished(optimizer_step)
+
+    def _start(self, module: Any, settings: dict[str, Any], share_out: OptimizerOf, *, deferred: int | None) -> Any:
+        """DeepSpeed's engine for the schedule. Collective."""
+        if self._dual:
+            from megatron_poro.engine.dualpipev import DualPipeV  # only newer DeepSpeeds have it
+
+            return start_deepspeed(module, settings, share_out, kind=DualPipeV)
+        if deferred is None:
+            return start_deepspeed(module, settings, share_out)
+        started = start_deepspeed(module, settings, share_out, kind=DeferringEngine)
+        started.defer(deferred, Lanes.create(self.groups))
+        return started
 
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
         """Loss of one microbatch as DeepSpeed wants it: its mean over microbatches, summed over replicas, is the token

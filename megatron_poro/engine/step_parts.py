@@ -9,6 +9,11 @@ PARTS: Mapping[str, Part] = {
     "LoadMicroBatch": Part.LOADING,
     "ForwardPass": Part.COMPUTE,
     "BackwardPass": Part.COMPUTE,
+    "WeightGradientPass": Part.COMPUTE,  # of a schedule that puts weight gradients off, as those with Take and Post
+    "TakeActivation": Part.PIPELINE,
+    "PostActivation": Part.PIPELINE,
+    "TakeGradient": Part.PIPELINE,
+    "PostGradient": Part.PIPELINE,
     "SendActivation": Part.PIPELINE,
     "RecvActivation": Part.PIPELINE,
     "SendGrad": Part.PIPELINE,

@@ -13,6 +13,7 @@ Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.2 (the functions 
 in Megatron-LM, ``megatron/core/tensor_parallel/layers.py``.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -24,19 +25,33 @@ from megatron_poro.errors import TopologyError
 from megatron_poro.parallel.collectives import Arriving
 from megatron_poro.parallel.groups import AxisGroup
 from megatron_poro.parallel.uncompiled import uncompiled
+from megatron_poro.parallel.weight_gradients import (
+    DeferredWeightGradients,
+    KeepForLater,
+    kept_apart,
+    linear_gradients,
+)
 
 
 @uncompiled
-def linear_of_cut_sequence(cut: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup) -> Tensor:
+def linear_of_cut_sequence(
+    cut: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    group: AxisGroup,
+    deferred: DeferredWeightGradients | None = None,
+) -> Tensor:
     """``F.linear`` of the whole sequence, from this rank's part of it: the entrance of a tensor-parallel region.
 
     Forward gathers the input. Backward gathers it again, and sums the input's gradient over the group, of which each
-    rank gets its part. Weight and bias get the gradient of the whole sequence.
+    rank gets its part. Weight and bias get the gradient of the whole sequence; what is left to ``deferred`` gathers the
+    input when its turn comes.
 
     Shapes:
         cut ``[b, s/tp, i]``, weight ``[o, i]``, bias ``[o]`` -> ``[b, s, o]``.
     """
-    output: Tensor = _LinearOfCutSequence.apply(cut, weight, bias, group)  # type: ignore[no-untyped-call]
+    weight, bias, keep = kept_apart(deferred, cut, weight, bias)
+    output: Tensor = _LinearOfCutSequence.apply(cut, weight, bias, group, keep)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -87,24 +102,32 @@ def _start_reduce(partial: Tensor, group: AxisGroup) -> Arriving:
 
 class _LinearOfCutSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cut: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup) -> Tensor:
+    def forward(
+        ctx: Any, cut: Tensor, weight: Tensor, bias: Tensor | None, group: AxisGroup, keep: KeepForLater | None
+    ) -> Tensor:
         ctx.save_for_backward(cut, weight)
-        ctx.group = group
-        return F.linear(_whole(_start_gather(cut, group)), weight, bias)  # [b, s, o]
+        ctx.group, ctx.keep, ctx.has_bias = group, keep, bias is not None
+        return F.linear(_gathered(cut, group), weight, bias)  # [b, s, o]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
         (gradient,) = gradients  # [b, s, o]
         cut, weight = ctx.saved_tensors
+        if ctx.keep is not None:
+            ctx.keep(gradient, functools.partial(_gathered, cut.detach(), ctx.group))
+            return _start_reduce(gradient @ weight, ctx.group).wait(), None, None, None, None
         gathering = _start_gather(cut, ctx.group)
         of_input = gradient @ weight  # [b, s, i]
         # two collectives of a group are never under way at once: the sum starts when the input is there
         whole = _whole(gathering)
         reducing = _start_reduce(of_input, ctx.group)
-        rows = gradient.flatten(0, 1)  # [b*s, o]
-        of_weight = rows.t() @ whole.flatten(0, 1)  # [o, i]
-        of_bias = rows.sum(dim=0) if ctx.needs_input_grad[2] else None
-        return reducing.wait(), of_weight, of_bias, None
+        of_weight, of_bias = linear_gradients(gradient, whole, has_bias=ctx.has_bias)
+        return reducing.wait(), of_weight, of_bias, None, None
+
+
+def _gathered(cut: Tensor, group: AxisGroup) -> Tensor:
+    """``[b, s/tp, h]`` of all ranks as ``[b, s, h]``."""
+    return _whole(_start_gather(cut, group))
 
 
 class _ReduceToCutSequence(torch.autograd.Function):
@@ -115,4 +138,4 @@ class _ReduceToCutSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _whole(_start_gather(gradients[0], ctx.group)), None
+        return _gathered(gradients[0], ctx.group), None

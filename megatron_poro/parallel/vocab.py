@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_poro.errors import TopologyError
@@ -19,6 +19,7 @@ from megatron_poro.parallel.linear import linear_of_whole_input
 from megatron_poro.parallel.sequence import linear_of_cut_sequence, reduce_to_cut_sequence
 from megatron_poro.parallel.shards import Initial, ShardSpec, new_parameter
 from megatron_poro.parallel.ties import tied_use
+from megatron_poro.parallel.weight_gradients import Deferrable
 
 CHUNK_OF_A_CPU = 1 << 20
 """Logits that are computed with in fp32 at a time; few enough to stay in a CPU's cache."""
@@ -27,7 +28,7 @@ CHUNK_OF_A_GPU = 1 << 24
 """As many as keep a GPU busy for longer than it takes to start a kernel; 64 MiB of memory."""
 
 
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding(Deferrable):
     """Token ids to vectors; each rank holds a contiguous range of the vocabulary.
 
     Shapes:
@@ -67,9 +68,8 @@ def vocab_parallel_head(embedding: VocabParallelEmbedding, hidden: Tensor) -> Te
 
     Of an embedding with ``sequence`` the input is this rank's positions ``[b, s/tp, h]``.
     """
-    if embedding.cut_sequence:
-        return linear_of_cut_sequence(hidden, tied_use(embedding.weight), None, embedding.group)
-    return linear_of_whole_input(hidden, tied_use(embedding.weight), None, embedding.group)
+    linear = linear_of_cut_sequence if embedding.cut_sequence else linear_of_whole_input
+    return linear(hidden, tied_use(embedding.weight), None, embedding.group, embedding.deferred)
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, group: AxisGroup, *, compiles: bool = False) -> Tensor:

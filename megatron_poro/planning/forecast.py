@@ -11,11 +11,12 @@ from megatron_poro.config.derived import batch_plan, num_stages, recomputed_laye
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import AttentionBackend, TrainConfig
 from megatron_poro.metrics.throughput import SpeedOfRun, Throughput, step_flops
+from megatron_poro.parallel.schedules import Pass
 from megatron_poro.parallel.stages import stages_of_rank
 from megatron_poro.planning.layers import held_parameters, rank_layers
 from megatron_poro.planning.memory import MemoryParts, rank_memory
 from megatron_poro.planning.passes import PassTimes, transfer_seconds
-from megatron_poro.planning.pipeline import Pass, step_length
+from megatron_poro.planning.pipeline import step_length
 from megatron_poro.planning.reduction import unsent_seconds
 from megatron_poro.planning.traffic import Links, Traffic, links, rank_traffic, step_traffic
 from megatron_poro.schedule.plan import plan_run
@@ -112,6 +113,7 @@ def forecast(
         microbatches=batch.microbatches,
         seconds=passes,
         transfer_seconds=transfer_seconds(config, link),
+        deferred=config.engine.deferred_weight_gradients,
     )
     computing = [_busy(config, rank, batch.microbatches, passes) for rank in range(parallel.pipeline)]
     compute, tensor = max(computing)

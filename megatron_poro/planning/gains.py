@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from megatron_poro.config.hardware import HardwareConfig
-from megatron_poro.config.run import AttentionBackend, TrainConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import PoroError
 from megatron_poro.planning.forecast import Forecast, forecast
@@ -18,6 +18,7 @@ _KEYS = (
     "engine.recompute",
     "engine.recompute_blocks",
     "engine.pipeline_schedule",
+    "engine.deferred_weight_gradients",
     "parallel.sequence",
     "parallel.tensor",
     "parallel.pipeline",
@@ -31,6 +32,7 @@ _GROUPS = (
     ("engine.pipeline_schedule",),
     ("parallel.sequence",),
     ("parallel.tensor", "parallel.pipeline", "parallel.data", "engine.microbatch_samples"),
+    ("engine.deferred_weight_gradients",),
     ("parallel.stage_split",),
 )
 """Keys that change together, because the number of devices and the batch stay what they are."""
@@ -66,8 +68,8 @@ def itemised(
     """The differences of two layouts, one after another.
 
     What is recomputed comes first, for all blocks; then the schedule of the pipeline, the cut of the sequence, the grid
-    with its microbatches, and how layers are dealt to stages. Last, only as many blocks are recomputed as it takes to
-    fit: alone, of the layout where it starts and in its way of recomputing.
+    with its microbatches, weight gradients that wait, and how layers are dealt to stages. Last, only as many blocks are
+    recomputed as it takes to fit: alone, of the layout where it starts and in its way of recomputing.
 
     Args:
         own: where to start; its ``parallel.data`` is a number.
@@ -116,9 +118,18 @@ def _setting(best: TrainConfig, keys: tuple[str, ...]) -> Change:
             section, _, name = key.partition(".")
             part = dataclasses.replace(getattr(config, section), **{name: _value(best, key)})
             config = dataclasses.replace(config, **{section: part})
-        return config
+        return _with_as_many_waiting(config)
 
     return change
+
+
+def _with_as_many_waiting(config: TrainConfig) -> TrainConfig:
+    """No more weight gradients wait than another schedule or pipeline has use for."""
+    most, ranks = config.engine.deferred_weight_gradients, config.parallel.pipeline
+    if most is not None:
+        waits = config.engine.pipeline_schedule is PipelineSchedule.ONE_F_ONE_B and ranks > 1
+        most = min(most, ranks - 1) if waits else None
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, deferred_weight_gradients=most))
 
 
 def _differ(one: TrainConfig, other: TrainConfig, keys: tuple[str, ...]) -> bool:

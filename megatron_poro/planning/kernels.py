@@ -36,7 +36,7 @@ def softmax_backward(sizes: TensorSizes, backend: AttentionBackend) -> float:
     """What the step back through the weights of pairs makes, less what was kept for later steps."""
     pairs = _pairs(sizes)
     if backend is AttentionBackend.FLASH:
-        return 0.0
+        return 3 * sizes.flash_width  # gradients of queries, keys and values
     if backend is AttentionBackend.TILED:
         return _tiled_backward(sizes)
     if backend is AttentionBackend.SDPA:
@@ -49,9 +49,11 @@ def softmax_backward(sizes: TensorSizes, backend: AttentionBackend) -> float:
 def core_backward(sizes: TensorSizes, backend: AttentionBackend) -> float:
     """What a kernel holds when what it computed again goes back: that, and gradients.
 
-    0 where it holds more forward: ``flash``, and ``eager`` without dropout.
+    0 where it holds more forward: ``eager`` without dropout.
     """
     width, pairs = _width(sizes), _pairs(sizes)
+    if backend is AttentionBackend.FLASH:
+        return sizes.attention(backend) + softmax_backward(sizes, backend)
     if backend is AttentionBackend.TILED:
         return sizes.attention(backend) - 3 * width * sizes.item + _tiled_backward(sizes)
     if backend is AttentionBackend.SDPA:

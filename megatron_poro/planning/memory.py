@@ -9,9 +9,11 @@ from typing import NamedTuple
 from megatron_poro.config.derived import batch_plan
 from megatron_poro.config.run import AttentionBackend, Precision, TrainConfig
 from megatron_poro.models.kernel_choice import attention_kernel
+from megatron_poro.parallel.schedules import work_order
 from megatron_poro.planning.layers import LayerSize, held_parameters, rank_layers, stage_layers
-from megatron_poro.planning.moments import StageSizes, worst_moment
-from megatron_poro.planning.pipeline import FILLED, most_kept, work_order
+from megatron_poro.planning.moments import worst_moment
+from megatron_poro.planning.pipeline import FILLED, Held, most_held
+from megatron_poro.planning.stage_sizes import StageSizes
 from megatron_poro.planning.tensor_sizes import TensorSizes
 
 _FP32 = 4
@@ -26,21 +28,23 @@ class MemoryParts(NamedTuple):
         gradients: their sums in fp32, and in 64-bit integers beside it in a reproducible run.
         optimizer: this process's part of masters and two moments, fp32; of fp32 weights only the moments.
         activations: what forward passes have left for backward passes, at the worst moment.
+        deferred: what backward passes have left for weight gradients that wait, at that moment.
         recomputed: what is made and dropped again at that moment: by a block, recomputed or on the way, and in a
             reproducible run by adding its gradients up.
-        head: where the loss is, logits, what the loss makes of them, and the same of the head's own gradient.
-        buffers: what a stage received; under DualPipeV also gradients that passes use, and the graph of the last loss.
-        constants: ALiBi's bias and the causal mask, for kernels that need them as tensors.
+        head: where the loss is, logits, those of which the gradient waits included, what the loss makes of them, and
+            the same of the head's own gradient.
+        buffers: what a stage received; under DualPipeV also gradients that passes use, and the graph of the last loss;
+            ALiBi's bias and the causal mask, for kernels that need them as tensors.
     """
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
+    deferred: float
     recomputed: float
     head: float
     buffers: float
-    constants: float
 
     @property
     def total(self) -> float:
@@ -85,28 +89,38 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
     for rank, layers in enumerate(rank_layers(config)):
         # what is held no longer grows once the pipeline is full
         few = min(batch.microbatches, FILLED * parallel.pipeline)
-        order = work_order(config.engine.pipeline_schedule, ranks=parallel.pipeline, rank=rank, microbatches=few)
+        order = work_order(
+            config.engine.pipeline_schedule,
+            ranks=parallel.pipeline,
+            rank=rank,
+            microbatches=few,
+            deferred=config.engine.deferred_weight_gradients,
+        )
         left_behind = {
             stage: _kept(stages[stage], backend, sizes) + _in_pipeline(stage, len(stages), parallel.pipeline, sizes)
             for stage in {work.stage for work in order}
         }
+        defers = config.engine.deferred_weight_gradients is not None
+        waiting = {stage: _waiting(stages[stage], sizes) if defers else 0.0 for stage in left_behind}
         parameters = held_parameters(layers, parallel.tensor)
         passing = [
             StageSizes(
                 layers=stages[stage],
                 sizes=sizes,
-                kept=kept,
-                of_one=left_behind[stage],
+                held=held,
+                of_one=Held(left_behind[stage], waiting[stage]),
+                defers=defers,
                 microbatches=batch.microbatches,
                 is_first=rank == 0,
+                ranks_behind=parallel.pipeline - 1 - rank,
                 in_order=len(stages) == parallel.pipeline,
                 exact=config.engine.reproducible,
                 share=parameters / batch.data_size,
             )
-            for stage, kept in most_kept(order, left_behind).items()
+            for stage, held in most_held(order, left_behind, waiting).items()
         ]
         moment = max((worst_moment(config, one, backend=backend) for one in passing), key=sum)
-        has_blocks = any(layer.is_block for layer in layers)
+        constants = sizes.constants(backend, model.alibi) if any(layer.is_block for layer in layers) else 0.0
         accumulated = _FP32 + (_INT64 if config.engine.reproducible else 0)
         found.append(
             MemoryParts(
@@ -114,10 +128,10 @@ def rank_memory(config: TrainConfig, *, world_size: int, backend: AttentionBacke
                 gradients=float(parameters * accumulated),
                 optimizer=_optimizer(config, parameters, batch.data_size),
                 activations=moment.activations,
+                deferred=moment.deferred,
                 recomputed=moment.working,
                 head=moment.head,
-                buffers=moment.buffers,
-                constants=sizes.constants(backend, model.alibi) if has_blocks else 0.0,
+                buffers=moment.buffers + constants,
             )
         )
     return found
@@ -135,6 +149,12 @@ def _in_pipeline(stage: int, num_stages: int, ranks: int, sizes: TensorSizes) ->
     A stage computes with a copy of what it was sent. Where DualPipeV turns round, both are the same.
     """
     return sizes.width * ((stage > 0 and stage != ranks) + (stage < num_stages - 1))
+
+
+def _waiting(layers: list[LayerSize], sizes: TensorSizes) -> float:
+    """Bytes that one microbatch leaves to weight gradients that wait, logits not included."""
+    blocks = sum(layer.is_block for layer in layers) * sizes.waiting_block
+    return blocks + (sizes.width if layers[-1].role == "head" else 0.0)
 
 
 def _kept(layers: list[LayerSize], backend: AttentionBackend, sizes: TensorSizes) -> float:

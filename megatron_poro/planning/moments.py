@@ -8,79 +8,15 @@ off real ones; tests hold the two against each other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.planning.kernels import core_backward, core_forward, softmax_backward
-from megatron_poro.planning.layers import LayerSize
-from megatron_poro.planning.tensor_sizes import TensorSizes
+from megatron_poro.planning.stage_sizes import Moment, StageSizes
+from megatron_poro.planning.waiting import at_weight_gradients, messages
 
-_FP32, _FP64, _INT64 = 4, 8, 8
+_FP32, _FP64 = 4, 8
 LOSS_CHUNK = 1 << 24
 """Logits of which a GPU computes the loss at a time, in fp32."""
-
-
-class Moment(NamedTuple):
-    """Bytes of a process at one moment, beside weights, sums of gradients, optimizer and constants.
-
-    Attributes:
-        activations: what forward passes have left for backward passes.
-        working: what is made and dropped again on the way.
-        head: logits and what the loss makes of them.
-        buffers: what the stage received; under DualPipeV also the gradients that passes have used and will use, and the
-            graph of the last loss.
-    """
-
-    activations: float
-    working: float
-    head: float
-    buffers: float
-
-
-@dataclass(frozen=True)
-class StageSizes:
-    """What the moments of a stage are made of, in bytes.
-
-    Attributes:
-        layers: of the stage.
-        sizes: of the tensors of a microbatch.
-        kept: most that forward passes have left behind on the rank while a microbatch is in this stage.
-        of_one: of it, what this microbatch leaves behind.
-        microbatches: of a step.
-        is_first: whether the stage is on the first pipeline rank.
-        in_order: whether the schedule is 1F1B.
-        exact: whether gradients are added up in integers.
-        share: numbers whose masters and moments the process keeps, of all its stages.
-    """
-
-    layers: Sequence[LayerSize]
-    sizes: TensorSizes
-    kept: float
-    of_one: float
-    microbatches: int
-    is_first: bool
-    in_order: bool
-    exact: bool
-    share: float
-
-    @property
-    def width(self) -> float:
-        """One microbatch between two layers."""
-        return self.sizes.width
-
-    @property
-    def blocks(self) -> list[Recompute]:
-        """What is recomputed of each block of the stage."""
-        return [layer.recompute for layer in self.layers if layer.is_block]
-
-    def adding(self, numbers: float) -> float:
-        """What adding up a gradient of so many numbers makes: exact sums make fp64 of it, and integers of that."""
-        return (_FP64 + _INT64) * numbers if self.exact else 0.0
-
-    def has(self, role: str) -> bool:
-        """Whether the stage has a layer."""
-        return any(layer.role == role for layer in self.layers)
 
 
 def worst_moment(config: TrainConfig, stage: StageSizes, *, backend: AttentionBackend) -> Moment:
@@ -93,14 +29,20 @@ def worst_moment(config: TrainConfig, stage: StageSizes, *, backend: AttentionBa
     """
     dual = not stage.in_order
     received = stage.width if config.parallel.pipeline > 1 else 0.0
+    used = 0.0
+    if stage.defers:
+        received, used = messages(stage)
     # the stage of the loss has two buffers for outputs, and drops logits with their graph when one is used again
     buffers = 1 if dual else min(2, stage.microbatches)
+    # over the logits their gradient is written, which may wait longer than a buffer holds it
+    held_logits = max(buffers, 1 + stage.waiting)
     logits = _logits(config, stage)
     # which holds what the stage received, and its gradient
     graph = 2 * stage.width if stage.has("head") and not stage.has("embedding") else 0.0
     numbers = config.model.vocab_size / config.parallel.tensor * config.model.hidden_size
     matrix = numbers * stage.sizes.item
-    ahead = back = Moment(stage.kept, (buffers - 1) * graph, buffers * logits, received)
+    ahead = back = Moment(*stage.held, (buffers - 1) * graph, held_logits * logits, received)
+    back = back._replace(buffers=back.buffers + used)
     if dual:
         # the gradient that a pass back has used, and the one that the next will; and the graph of the last loss
         loss = 2 * stage.width if stage.is_first else 0.0
@@ -110,17 +52,26 @@ def worst_moment(config: TrainConfig, stage: StageSizes, *, backend: AttentionBa
         back = back._replace(buffers=received + stage.width + (0.0 if stage.has("head") else loss))
     moments = [ahead, back]
     if stage.has("head"):
-        moments += _in_the_loss(stage, ahead, back, logits, 0.0 if dual else graph, matrix + stage.adding(numbers))
+        own = 0.0 if stage.defers else matrix + stage.adding(numbers)
+        moments += _in_the_loss(stage, ahead, back, logits, 0.0 if dual else graph, own)
         if stage.has("embedding"):  # one matrix in one graph: the head's gradient waits for the embedding's
             back = back._replace(working=back.working + matrix)
     for number in _telling_blocks(stage.blocks):
         moments += _at_block(config, stage, ahead, back, number, backend)
     if stage.has("embedding"):
         made = back.working + (2 if config.parallel.tensor > 1 else 1) * stage.width + matrix + stage.adding(numbers)
-        moments.append(back._replace(activations=back.activations - stage.of_one, working=made))
+        moments.append(
+            back._replace(
+                activations=back.activations - stage.of_one.kept,
+                deferred=back.deferred + stage.of_one.deferred,
+                working=made,
+            )
+        )
         if not stage.blocks:  # the gradient of the norm's input
             moments.append(back._replace(working=back.working + stage.width))
-    moments.append(ahead._replace(activations=0.0, working=_at_the_update(config, stage)))
+    if stage.defers:
+        moments += at_weight_gradients(stage, back, numbers)
+    moments.append(ahead._replace(activations=0.0, deferred=0.0, working=_at_the_update(config, stage)))
     return max(moments, key=sum)
 
 
@@ -150,9 +101,16 @@ def _at_block(
     # behind the final norm's backward pass its input and output are gone, and a gradient is there
     behind += stage.width if stage.has("head") else 0.0
     forward, backward = _in_a_block(config, stage, blocks[number], backend)
+    if stage.defers and number < len(blocks) - 1:
+        backward += stage.width  # the gradient that the block behind has made waits too
+    waiting = 0.0
+    if stage.defers:
+        waiting = (len(blocks) - 1 - number) * stage.sizes.waiting_block + stage.width * stage.has("head")
     return [
-        rest._replace(activations=rest.activations - behind, working=rest.working + working)
-        for rest, working in ((ahead, forward), (back, backward))
+        rest._replace(
+            activations=rest.activations - behind, deferred=rest.deferred + put_off, working=rest.working + working
+        )
+        for rest, put_off, working in ((ahead, 0.0, forward), (back, waiting, backward))
     ]
 
 
@@ -167,13 +125,15 @@ def _in_a_block(
     # of the attention: the norm's output and statistics, queries, keys and values in one, and the core
     attention = width + 2 * sizes.tokens * sizes.item + 3 * attention_width + core
     # gradients of GELU's output and of the weight that it is multiplied with, beside all that the block has kept
-    numbers = 4 * sizes.hidden**2 / sizes.tensor
+    numbers = 0.0 if stage.defers else 4 * sizes.hidden**2 / sizes.tensor
     weight = numbers * sizes.item + stage.adding(numbers)
     # with the gradient behind it, gathered where the sequence is cut
     gathered = sizes.tensor * width if sizes.sequence else 0.0
     of_gelu = 4 * attention_width
     feed_forward = of_gelu + weight + gathered
-    if sizes.sequence:  # of the layer before it: GELU's gradient, and its input gathered; what GELU kept is gone
+    if stage.defers:  # of GELU's output, and of its input, while both are still there
+        feed_forward = 2 * of_gelu + gathered
+    elif sizes.sequence:  # of the layer before it: GELU's gradient, and its input gathered; what GELU kept is gone
         feed_forward = max(feed_forward, sizes.entrance(weight) - of_gelu)
     # in a forward pass the stage's output is not there yet; at its end the attended and the expanded residual are
     output = 2 * width if stage.has("final_norm") else width
@@ -182,6 +142,9 @@ def _in_a_block(
     expanded, of_its_norm = 8 * attention_width, 2 * width
     # when attention goes back they are gone, and the gradient of the residual stream is there
     softmax = softmax_backward(sizes, backend) - expanded - of_its_norm + width
+    if stage.defers:  # or wait, as do as many gradients; and gradients of attended heads, and of values, are there
+        values = attention_width if backend is AttentionBackend.EAGER else 0.0
+        softmax = softmax_backward(sizes, backend) + attention_width + values + 2 * gathered
     # the loss of the microbatch before has not let go of its graph where a forward pass is under way: input and output
     # of the final norm, and a gradient
     earlier = 3 * width if stage.has("head") and stage.microbatches > 2 else 0.0
@@ -195,7 +158,8 @@ def _in_a_block(
         # neither the attended heads nor what follows them is there yet, or any longer. Backward there are gradients of
         # both the heads and the residual stream; with them eager and sdpa were planned up to 3 % too high
         around = -attention_width - expanded - of_its_norm
-        return max(core + around, end - output), max(core_again + around, feed_forward + masked)
+        around_again = attention_width + 2 * gathered if stage.defers else around
+        return max(core + around, end - output), max(core_again + around_again, feed_forward + masked)
     ended = earlier if stage.in_order and not stage.has("embedding") else 0.0
     return max(attention - whole - output + earlier, end - output + ended), max(feed_forward + masked, softmax)
 
@@ -206,8 +170,17 @@ def _in_the_loss(
     """Cross entropy, and the head backward, where its matrix has a gradient, and that what adding it up makes."""
     chunk = _FP32 * min(logits / stage.sizes.item, LOSS_CHUNK)
     # new logits are there before the buffer lets old ones go; their gradient takes their place
-    forward = max(chunk, logits + graph if stage.microbatches > 2 and graph else 0.0)
-    backward = stage.sizes.entrance(matrix) if stage.sizes.sequence else matrix + stage.width
+    old = logits + graph
+    if stage.defers:  # old logits wait anyway where two passes do, and the gradient in their graph has been sent
+        old = (logits if stage.waiting < 2 else 0.0) + graph - stage.width
+    forward = max(chunk, old if stage.microbatches > 2 and graph else 0.0)
+    if not stage.sizes.sequence:
+        backward = matrix + stage.width
+    elif stage.defers:  # the input's gradient, copied where there are several samples, and this rank's part of its sum
+        whole = stage.width * stage.sizes.tensor
+        backward = (2 if stage.sizes.tokens > stage.sizes.length else 1) * whole + stage.width
+    else:
+        backward = stage.sizes.entrance(matrix)
     return [ahead._replace(head=ahead.head + forward), back._replace(head=back.head + backward)]
 
 

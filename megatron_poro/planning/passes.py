@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import Recompute, TrainConfig
+from megatron_poro.parallel.schedules import Pass
 from megatron_poro.planning.layers import LayerSize, stage_layers
-from megatron_poro.planning.pipeline import Pass
 from megatron_poro.planning.traffic import Links, activation_bytes, boundary_bytes, ring_bytes, tensor_sums
 
 
@@ -24,6 +24,7 @@ class PassTimes:
         self, config: TrainConfig, hardware: HardwareConfig, link: Links, *, accumulated: float | None = None
     ) -> None:
         self._config, self._link = config, link
+        self._defers = config.engine.deferred_weight_gradients is not None
         self._stages = stage_layers(config)
         self._flops_per_second = 1e12 * hardware.peak_tflops_in(config.engine.precision) * hardware.efficiency
         self._add_seconds = (
@@ -45,33 +46,40 @@ class PassTimes:
     def __call__(self, kind: Pass, stage: int) -> float:
         return self._compute[kind, stage] + self._tensor[kind, stage]
 
-    def backward_of_first(self, stage: int, number: int) -> float:
-        """The end of a backward pass: through the first so many layers of a stage."""
-        layers = self._stages[stage][:number]
-        return self._compute_seconds(Pass.BACKWARD, layers) + self._tensor_seconds(Pass.BACKWARD, layers)
+    def gradients_of_first(self, stage: int, number: int) -> float:
+        """The end of the pass that gives weights their gradients: through the first so many layers of a stage."""
+        kind, layers = Pass.WEIGHT_GRADIENTS if self._defers else Pass.BACKWARD, self._stages[stage][:number]
+        return self._compute_seconds(kind, layers) + self._tensor_seconds(kind, layers)
 
     def _compute_seconds(self, kind: Pass, layers: Sequence[LayerSize]) -> float:
         config = self._config
         tokens = config.engine.microbatch_samples * config.data.sequence_length
         length, size = config.data.sequence_length, config.parallel.tensor
         forward = sum(layer.forward_flops(tokens, length) for layer in layers)
-        if kind is Pass.FORWARD:
-            return forward / size / self._flops_per_second
+        # a weight's gradient is one product, as large as the forward one; attention has no weights
+        of_weights = sum(layer.forward_flops(tokens, 0) for layer in layers)
         again = sum(_recomputed_flops(layer, tokens, length) for layer in layers)
-        added = self._add_seconds * sum(layer.parameters(size) for layer in layers)
-        return (2 * forward + again) / size / self._flops_per_second + added
+        flops = {
+            Pass.FORWARD: forward,
+            Pass.BACKWARD: 2 * forward + again - (of_weights if self._defers else 0.0),
+            Pass.WEIGHT_GRADIENTS: of_weights if self._defers else 0.0,
+        }
+        adds_up = kind is (Pass.WEIGHT_GRADIENTS if self._defers else Pass.BACKWARD)
+        added = self._add_seconds * sum(layer.parameters(size) for layer in layers) if adds_up else 0.0
+        return flops[kind] / size / self._flops_per_second + added
 
     def _tensor_seconds(self, kind: Pass, layers: Sequence[LayerSize]) -> float:
         size = self._config.parallel.tensor
         if size == 1:
             return 0.0
-        forward, backward = tensor_sums(
+        sums = tensor_sums(
             layers,
             drops=self._config.model.hidden_dropout > 0.0,
             sequence=self._config.parallel.sequence,
+            defers=self._defers,
         )
         each = ring_bytes(activation_bytes(self._config), size) / self._link.tensor + self._link.latency
-        return (forward if kind is Pass.FORWARD else backward) * each
+        return sums[kind] * each
 
 
 def accumulated_bytes(config: TrainConfig) -> float:

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
+from megatron_poro.parallel.schedules import Pass
 from megatron_poro.planning.memory import MemoryParts
-from megatron_poro.planning.pipeline import Pass, TimedWork, Timeline
+from megatron_poro.planning.pipeline import TimedWork, Timeline
 from megatron_poro.units import format_bytes
 
 _WIDTH, _ROW, _LEFT, _TOP = 900.0, 34.0, 70.0, 66.0
@@ -20,10 +21,11 @@ _COLOURS = {
     (Pass.FORWARD, True): "#3182bd",
     (Pass.BACKWARD, False): "#74c476",
     (Pass.BACKWARD, True): "#31a354",
+    (Pass.WEIGHT_GRADIENTS, False): "#fec44f",
 }
 _WAITING = "#e0e0e0"
 _AFTER_COLOURS = ("#fd8d3c", "#9e9ac8")
-_PART_COLOURS = ("#3182bd", "#9ecae1", "#756bb1", "#31a354", "#a1d99b", "#fd8d3c", "#fdd0a2", "#bdbdbd")
+_PART_COLOURS = ("#3182bd", "#9ecae1", "#756bb1", "#31a354", "#fec44f", "#a1d99b", "#fd8d3c", "#fdd0a2")
 _MEMORY_ENTRIES = tuple(zip(MemoryParts._fields, _PART_COLOURS, strict=True))
 
 
@@ -40,7 +42,7 @@ def pipeline_picture(
     """The picture as text of an SVG file.
 
     Args:
-        timeline: a step, up to its last backward pass.
+        timeline: a step, up to its last pass.
         memory: of one process of each pipeline rank.
         after: what follows on all ranks at once: its name and seconds.
         device_bytes: memory of a device.
@@ -51,7 +53,8 @@ def pipeline_picture(
     total = timeline.seconds + sum(seconds for _, seconds in after)
     folded = any(timed.work.stage >= num_ranks for timed in timeline.ranks[0])
     bottom = _TOP + num_ranks * _ROW
-    keys = _keys(_time_entries(folded, after), x=_LEFT, y=bottom + 46, width=_WIDTH)
+    deferred = any(timed.work.kind is Pass.WEIGHT_GRADIENTS for timed in timeline.ranks[0])
+    keys = _keys(_time_entries(folded, deferred, after), x=_LEFT, y=bottom + 46, width=_WIDTH)
     memory_keys = _keys(_MEMORY_ENTRIES, x=_MEMORY_LEFT, y=bottom + 46, width=_MEMORY_WIDTH + 60)
     width, height = _MEMORY_LEFT + _MEMORY_WIDTH + 90, max(key.y for key in (*keys, *memory_keys)) + 16
     subtitle = (
@@ -114,8 +117,10 @@ def _round_step(least: float) -> float:
         power *= 10
 
 
-def _time_entries(folded: bool, after: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
+def _time_entries(folded: bool, deferred: bool, after: Sequence[tuple[str, float]]) -> list[tuple[str, str]]:
     entries = [("forward", _COLOURS[Pass.FORWARD, False]), ("backward and recomputed", _COLOURS[Pass.BACKWARD, False])]
+    if deferred:
+        entries.append(("weight gradients", _COLOURS[Pass.WEIGHT_GRADIENTS, False]))
     if folded:
         entries += [
             ("forward, second half of the model", _COLOURS[Pass.FORWARD, True]),

@@ -1,9 +1,9 @@
 """Sums of gradients over the replicas: what leaves while passes go on, and what is left to wait for behind them.
 
 Gradients lie in the buckets of :mod:`megatron_poro.engine.buckets`, dealt out here from sizes alone (a test compares
-them with what a simulated rank sends). A bucket leaves once the last backward pass of the step has gone through all of
-its layers and the bucket before has left. Exact sums of a reproducible run leave all at once, when all passes have
-ended.
+them with what a simulated rank sends). A bucket leaves once the last backward pass of the step, or the last pass of
+weight gradients where those are put off, has gone through all of its layers and the bucket before has left. Exact sums
+of a reproducible run leave all at once, when all passes have ended.
 """
 
 from collections.abc import Hashable, Sequence
@@ -91,9 +91,10 @@ def unsent_seconds(
         config: a valid config.
         hardware: the machine.
         link: its links.
-        passes: how long backward passes are.
+        passes: how long passes are.
         world_size: processes.
-        behind: for each stage, seconds from the end of its last backward pass to the end of the last pass of all.
+        behind: for each stage, seconds from the end of the last pass that gives its weights a gradient to the end of
+            the last pass of all.
     """
     replicas, ranks = batch_plan(config, world_size).data_size, config.parallel.pipeline
     once = [step_traffic(config, layers, replicas=replicas) for layers in rank_layers(config)]
@@ -122,10 +123,10 @@ def unsent_seconds(
 
 
 def _layer_ends(config: TrainConfig, stages: Sequence[int], passes: PassTimes, behind: Sequence[float]) -> list[float]:
-    """When the last backward pass of a step has gone through each layer of a process; 0 is the end of all passes."""
+    """When the last pass of a step that gives each layer of a process its gradients has; 0 is the end of all passes."""
     layers = stage_layers(config)
     return [
-        -behind[stage] - passes.backward_of_first(stage, position)
+        -behind[stage] - passes.gradients_of_first(stage, position)
         for stage in stages
         for position in range(len(layers[stage]))
     ]

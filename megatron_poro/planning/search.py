@@ -31,7 +31,7 @@ to be worth it; and simulating it takes a time that grows with the square of the
 SEARCHED = (
     "rank layouts that use all devices: tensor groups inside a node, pipelines of up to "
     f"{LONGEST_PIPELINE} ranks, microbatches of {', '.join(map(str, MICROBATCH_SAMPLES[:-1]))} or "
-    f"{MICROBATCH_SAMPLES[-1]} samples, both schedules, ways to split and to recompute"
+    f"{MICROBATCH_SAMPLES[-1]} samples, both schedules, weight gradients that wait, ways to split and to recompute"
 )
 
 
@@ -55,6 +55,7 @@ class Candidate:
     def name(self) -> str:
         """The settings in which candidates differ, as one types them."""
         parallel, engine = self.config.parallel, self.config.engine
+        waiting = engine.deferred_weight_gradients
         words = [
             f"parallel.tensor={parallel.tensor}",
             f"parallel.pipeline={parallel.pipeline}",
@@ -62,6 +63,7 @@ class Candidate:
             f"parallel.sequence={str(parallel.sequence).lower()}",
             f"engine.microbatch_samples={engine.microbatch_samples}",
             f"engine.pipeline_schedule={engine.pipeline_schedule.value}",
+            f"engine.deferred_weight_gradients={'null' if waiting is None else waiting}",
             recompute_words(self.config),
             f"parallel.stage_split={parallel.stage_split.value}",
         ]
@@ -112,15 +114,14 @@ def _variants(config: TrainConfig, tensor: int, pipeline: int, data: int, sample
     cuts = (False, True) if config.data.sequence_length % tensor == 0 else (False,)
     if tensor == 1:
         cuts = (config.parallel.sequence,)  # there is nothing to cut it over
-    for schedule in PipelineSchedule:
-        if schedule is PipelineSchedule.DUALPIPEV and (pipeline == 1 or microbatches < 2 * pipeline):
-            continue
+    for schedule, waiting in _schedules(pipeline, microbatches):
         for recompute in Recompute:
             for split in StageSplit if pipeline > 1 else (config.parallel.stage_split,):
                 engine = dataclasses.replace(
                     config.engine,
                     microbatch_samples=samples,
                     pipeline_schedule=schedule,
+                    deferred_weight_gradients=waiting,
                     recompute=recompute,
                     recompute_blocks=None,
                 )
@@ -134,6 +135,17 @@ def _variants(config: TrainConfig, tensor: int, pipeline: int, data: int, sample
                         stage_split=split,
                     )
                     yield dataclasses.replace(config, parallel=parallel, engine=engine)
+
+
+def _schedules(pipeline: int, microbatches: int) -> Iterator[tuple[PipelineSchedule, int | None]]:
+    """Schedules that a pipeline has the microbatches for, and microbatches whose weight gradients wait: none, and as
+    many as there is any use for.
+    """
+    yield PipelineSchedule.ONE_F_ONE_B, None
+    if pipeline > 1:
+        yield from ((PipelineSchedule.ONE_F_ONE_B, waiting) for waiting in (0, pipeline - 1))
+        if microbatches >= 2 * pipeline:
+            yield PipelineSchedule.DUALPIPEV, None
 
 
 def _fitted(config: TrainConfig, hardware: HardwareConfig, *, world_size: int, backend: AttentionBackend) -> Candidate:

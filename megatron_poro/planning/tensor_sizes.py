@@ -79,13 +79,27 @@ class TensorSizes:
             return self.width
         return self.block(backend, selective=recompute is Recompute.SELECTIVE)
 
+    @property
+    def waiting_block(self) -> float:
+        """Bytes that a block leaves to weight gradients that wait: inputs and gradients of outputs of its products."""
+        h, t = self.hidden, self.tensor
+        # inputs of qkv and up, as each rank has them; gradients of what out and down have summed, whole
+        entrances, exits = 2 * self.width, 2 * self.tokens * h * self.item
+        # inputs of out and down, gradients of qkv and up
+        return entrances + exits + self.tokens * (1 + 4 + 3 + 4) * h / t * self.item
+
+    @property
+    def flash_width(self) -> float:
+        """Bytes of queries, keys or values of all heads with the extra columns that ``flash`` gives them."""
+        columns = self.hidden / self.tensor + self.heads / self.tensor * _FLASH_COLUMNS
+        return self.tokens * columns * self.item
+
     def attention(self, backend: AttentionBackend) -> float:
         """Bytes that the attention core keeps."""
         h, t, n = self.hidden, self.tensor, self.heads / self.tensor
         if backend is AttentionBackend.FLASH:
-            wide = h / t + n * _FLASH_COLUMNS
             # queries, keys and values with their extra columns, the output as wide, the normaliser in fp32
-            return self.tokens * (4 * wide * self.item + n * _FP32)
+            return 4 * self.flash_width + self.tokens * n * _FP32
         if backend is AttentionBackend.SDPA:
             # with a bias torch computes in fp32 step by step: queries, keys, values, and the weights of every pair
             # values in fp32 that need no copy keep the product that queries and keys came in too

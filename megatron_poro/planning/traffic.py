@@ -8,6 +8,7 @@ from typing import NamedTuple
 from megatron_poro.config.derived import batch_plan, num_stages
 from megatron_poro.config.hardware import HardwareConfig
 from megatron_poro.config.run import Recompute, TrainConfig
+from megatron_poro.parallel.schedules import Pass
 from megatron_poro.planning.layers import LayerSize, held_parameters, is_tied_to_another, rank_layers
 
 _FP32 = 4
@@ -40,8 +41,10 @@ def ring_bytes(size: float, members: int) -> float:
     return 2.0 * (members - 1) / members * size
 
 
-def tensor_sums(layers: Sequence[LayerSize], *, drops: bool, sequence: bool = False) -> tuple[float, float]:
-    """Sums over the tensor group that a microbatch needs on a stage: in the forward and in the backward pass.
+def tensor_sums(
+    layers: Sequence[LayerSize], *, drops: bool, sequence: bool = False, defers: bool = False
+) -> dict[Pass, float]:
+    """Sums over the tensor group that a microbatch needs on a stage, in each of its passes.
 
     Every block sums its two outputs forward, and the gradients of its two inputs backward. Recomputation of whole
     blocks repeats the first forward one, and the second where dropout follows it: without, nothing after the last
@@ -50,21 +53,29 @@ def tensor_sums(layers: Sequence[LayerSize], *, drops: bool, sequence: bool = Fa
 
     With ``sequence`` a sum is cut into its halves, a reduce-scatter and an all-gather of as many bytes, which lie at
     the two ends of a region. Every entrance (two a block, and the head) gathers its input once more in the backward
-    pass: that is half a sum each. Without dropout recomputation repeats an entrance's half of the second sum.
+    pass, or where weight gradients are put off in their pass: that is half a sum each. Without dropout recomputation
+    repeats an entrance's half of the second sum.
 
     Args:
         layers: of the stage, or some of them.
         drops: whether the residual stream has dropout.
         sequence: ``parallel.sequence``.
+        defers: whether weight gradients are put off.
     """
     blocks = sum(layer.is_block for layer in layers)
     roles = {layer.role for layer in layers}
     embedding, head = "embedding" in roles, "head" in roles
     repeated = 2.0 if drops else 1.5 if sequence else 1.0
     again = repeated * sum(layer.recompute is Recompute.FULL for layer in layers)
-    if sequence:
-        return 2 * blocks + embedding / 2 + head / 2, 3 * blocks + embedding / 2 + head + again
-    return 2 * blocks + embedding, 2 * blocks + head + again
+    half = 0.5 if sequence else 1.0
+    gathered = blocks + head / 2 if sequence else 0.0
+    return {
+        Pass.FORWARD: 2 * blocks + half * embedding + (head / 2 if sequence else 0.0),
+        Pass.BACKWARD: (
+            2 * blocks + half * head + again + (embedding / 2 if sequence else 0.0) + (0.0 if defers else gathered)
+        ),
+        Pass.WEIGHT_GRADIENTS: gathered if defers else 0.0,
+    }
 
 
 class StepTraffic(NamedTuple):
@@ -111,20 +122,14 @@ def rank_traffic(config: TrainConfig, *, world_size: int) -> list[Traffic]:
     width, sent = activation_bytes(config), boundary_bytes(config)
     found = []
     for rank, layers in enumerate(ranks):
-        sums = sum(
-            tensor_sums(
-                layers,
-                drops=config.model.hidden_dropout > 0.0,
-                sequence=parallel.sequence,
-            )
-        )
+        sums = tensor_sums(layers, drops=config.model.hidden_dropout > 0.0, sequence=parallel.sequence).values()
         # cross entropy sums the maximum, the normaliser and the target of each token in fp32
         of_loss = 3 * _FP32 * width / (config.model.hidden_size * item) if layers[-1].role == "head" else 0.0
         neighbours = (rank > 0) + (rank < last)
         once = step_traffic(config, layers, replicas=batch.data_size)
         found.append(
             Traffic(
-                tensor=batch.microbatches * ring_bytes(sums * width + of_loss, parallel.tensor) + once.partial,
+                tensor=batch.microbatches * ring_bytes(sum(sums) * width + of_loss, parallel.tensor) + once.partial,
                 # activations to one neighbour, gradients to the other; a rank with two stages does both twice
                 pipeline=batch.microbatches * sent * neighbours * _stages_per_rank(config),
                 data=once.reduced + once.gathered,

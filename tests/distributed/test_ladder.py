@@ -166,6 +166,31 @@ def test_blocks_that_are_recomputed_change_no_bit(
         assert torch.equal(again.values[name], values), name
 
 
+@pytest.mark.parametrize(
+    ("layout", "deferred", "options"),
+    [
+        ((1, 2, 1), 0, {}),
+        ((1, 4, 1), 3, {}),
+        ((1, 4, 1), 3, {"precision": Precision.BF16, "recompute": Recompute.SELECTIVE, "hidden_dropout": 0.2}),
+        ((2, 2, 2), 1, {"recompute": Recompute.FULL, "attention_dropout": 0.2}),
+        ((2, 2, 1), 1, {"sequence": True, "microbatch": 2}),
+        ((2, 2, 1), 0, {"sequence": True, "precision": Precision.BF16, "recompute": Recompute.FULL}),
+        ((1, 2, 2), 1, {"reproducible": True}),
+        ((1, 2, 1), 1, {"compiled": True, "attention": AttentionBackend.AUTO}),
+    ],
+    ids=str,
+)
+def test_weight_gradients_that_wait_change_no_bit(
+    layout: tuple[int, int, int], deferred: int, options: dict[str, Any]
+) -> None:
+    """Against weight gradients inside of backward passes: losses, gradient norms and all values after three steps."""
+    at_once = at_layout(tiny_config(**options), layout)
+    later = at_layout(tiny_config(deferred=deferred, **options), layout)
+    assert (later.losses, later.norms, later.validation) == (at_once.losses, at_once.norms, at_once.validation)
+    for name, values in at_once.values.items():
+        assert torch.equal(later.values[name], values), name
+
+
 def test_attention_dropout_draws_the_same_masks_again_when_recomputed() -> None:
     kept = at_layout(tiny_config(attention_dropout=0.3), (2, 1, 1))
     for recompute in (Recompute.SELECTIVE, Recompute.FULL):

@@ -42,6 +42,8 @@ def simulated(config: TrainConfig, rank: int, world_size: int = 4) -> SimulatedR
         laid_out(1, 2, 2, precision=Precision.FP32),
         laid_out(2, 1, 2, recompute=Recompute.SELECTIVE, attention_dropout=0.1, hidden_dropout=0.1),
         laid_out(1, 2, 2, pipeline_schedule=PipelineSchedule.DUALPIPEV),
+        laid_out(1, 4, 1, deferred=3),
+        laid_out(2, 2, 1, deferred=1, recompute=Recompute.FULL, sequence=True),
     ],
     ids=[
         "tensor2-pipeline2",
@@ -50,6 +52,8 @@ def simulated(config: TrainConfig, rank: int, world_size: int = 4) -> SimulatedR
         "pipeline2-data2-fp32",
         "tensor2-data2-dropout",
         "dualpipev",
+        "pipeline4-deferred",
+        "sequence-deferred",
     ],
 )
 def test_a_simulated_rank_sends_and_holds_what_a_real_one_does(config: TrainConfig) -> None:
@@ -80,6 +84,9 @@ WIDE: dict[str, Any] = {"hidden_size": 128, "num_heads": 4, "vocab_size": 512, "
         laid_out(1, 4, 1, precision=Precision.FP32, attention=AttentionBackend.SDPA, **WIDE),
         laid_out(2, 1, 2, recompute=Recompute.FULL, recompute_blocks=[3], **WIDE),
         laid_out(1, 2, 2, pipeline_schedule=PipelineSchedule.DUALPIPEV, attention=FLASH, **WIDE),
+        laid_out(1, 4, 1, deferred=3, attention=FLASH, **WIDE),
+        laid_out(2, 2, 1, deferred=1, sequence=True, recompute=Recompute.FULL, **WIDE),
+        laid_out(1, 4, 1, deferred=1, reproducible=True, **WIDE),
         laid_out(2, 2, 1, reproducible=True, recompute=Recompute.FULL, **WIDE),
         laid_out(1, 2, 2, reproducible=True, **WIDE),
         laid_out(1, 1, 4, reproducible=True, precision=Precision.FP32, recompute=Recompute.FULL, **WIDE),
@@ -91,6 +98,9 @@ WIDE: dict[str, Any] = {"hidden_size": 128, "num_heads": 4, "vocab_size": 512, "
         "pipeline4-sdpa-fp32",
         "one-stage",
         "dualpipev",
+        "deferred",
+        "deferred-sequence",
+        "deferred-reproducible",
         "reproducible",
         "reproducible-replicas",
         "reproducible-fp32",

@@ -11,6 +11,7 @@ from megatron_poro.engine import build, truth
 from megatron_poro.engine.build import build_engine, prove_gradients
 from megatron_poro.engine.pipeline_engine import PipelineEngine
 from megatron_poro.parallel.groups import ParallelGroups
+from megatron_poro.parallel.lanes import Inbox
 from megatron_poro.parallel.topology import Topology
 from megatron_poro.train.next_token import NextToken
 from tests.support.ranks import run_ranks
@@ -78,6 +79,30 @@ def test_gradients_of_every_split_of_a_batch_are_those_of_one_process(world: int
 def test_dualpipev_gradients_are_those_of_one_process() -> None:
     config = tiny_config(pipeline_schedule=PipelineSchedule.DUALPIPEV)
     assert run_ranks(check_many, config, [(1, 2, 2, 1), (2, 2, 1, 2)], world=4)[0] == pytest.approx([0, 0], abs=2e-5)
+
+
+def test_gradients_that_wait_are_those_of_one_process() -> None:
+    splits = [(1, 4, 1, 1), (2, 2, 1, 2), (1, 2, 2, 1)]
+    for deferred in (0, 1):
+        assert run_ranks(check_many, tiny_config(deferred=deferred), splits, world=4)[0] == pytest.approx(
+            [0, 0, 0], abs=2e-5
+        )
+
+
+def test_a_received_gradient_that_is_overwritten_while_it_is_waited_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As DeepSpeed does, which receives each into the buffer of the one before."""
+    buffers: dict[int, torch.Tensor] = {}
+
+    def overwritten(self: Inbox, like: torch.Tensor) -> torch.Tensor:
+        message = take(self, like)
+        return buffers.setdefault(id(self), message.clone()).copy_(message) if like.grad_fn else message
+
+    take = Inbox.take
+    monkeypatch.setattr(Inbox, "take", overwritten)
+    with pytest.raises(AssertionError, match=r"the gradient of blocks.*mlp.down.* is not that of one process"):
+        run_ranks(prove, tiny_config(deferred=2), Topology(1, 4, 1), world=4)
 
 
 def test_bf16_stays_far_below_its_tolerance() -> None:

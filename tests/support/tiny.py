@@ -47,6 +47,7 @@ def tiny_config(
     reproducible: bool = False,
     sequence: bool = False,
     compiled: bool = False,
+    deferred: int | None = None,
     **model: Any,
 ) -> TrainConfig:
     """A whole config for the tiny model; what the engine does not read is left out."""
@@ -64,6 +65,7 @@ def tiny_config(
             microbatch_samples=microbatch,
             reproducible=reproducible,
             compile=compiled,
+            deferred_weight_gradients=deferred,
         ),
         data=DataConfig(sequence_length=16),
         schedule=ScheduleConfig(total_tokens=16 * 16 * 100, global_batch_samples=global_batch, learning_rate=1e-2),

@@ -61,6 +61,9 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      "data.max_epochs=0 must be more than 0; null sets no limit.", {"data__max_epochs": 0.5}),
     ("intervals_are_not_negative", {"checkpoint__every_steps": -1}, None,
      "checkpoint.every_steps=-1 must be a number of steps, or 0 for never.", {"checkpoint__every_steps": 0}),
+    ("waiting_passes_are_not_negative", {"engine__deferred_weight_gradients": -1}, None,
+     "engine.deferred_weight_gradients=-1 must be a number of microbatches, 0 or above; null computes weight gradients "
+     "inside of backward passes.", {"engine__deferred_weight_gradients": 0}),
     ("seeds_fit_their_generators", {"data__shuffle_seed": 2**32}, None,
      "data.shuffle_seed=4294967296 must be from 0 to 2^32 - 1.", {"data__shuffle_seed": 2**32 - 1}),
     ("seeds_fit_their_generators", {"run__seed": -1}, None, "run.seed=-1 must be from 0 to 2^63 - 1.",
@@ -142,6 +145,15 @@ CASES: list[tuple[str, dict[str, Any], int | None, str, dict[str, Any]]] = [
      "engine.recompute_blocks[0]=-1 is below 0. Use 0 to recompute no block of pipeline rank 0, or at most as many as "
      "it has.", {"engine__recompute_blocks": [0, 2]}),
     ("local_engine_is_one_process", LOCAL, 2, "engine.kind=local is one process, not 2 (", {"parallel__pipeline": 1}),
+    ("deferral_has_a_pipeline", {"engine__deferred_weight_gradients": 1, **DUAL}, None,
+     "engine.deferred_weight_gradients=1 is for engine.pipeline_schedule=1f1b, not dualpipev. Use 1f1b, or set "
+     "engine.deferred_weight_gradients=null.", DUAL),
+    ("deferral_has_a_pipeline", {"engine__deferred_weight_gradients": 0, "parallel__pipeline": 1}, None,
+     "engine.deferred_weight_gradients=0 needs parallel.pipeline of 2 or more, not 1: one stage waits for no other. "
+     "Set engine.deferred_weight_gradients=null.", {"engine__deferred_weight_gradients": 0}),
+    ("deferral_has_a_pipeline", {"engine__deferred_weight_gradients": 2}, None,
+     "engine.deferred_weight_gradients=2 is more than any of parallel.pipeline=2 ranks has use for. Use 1, or less to "
+     "save memory.", {"engine__deferred_weight_gradients": 1}),
     ("dualpipev_fits", {"parallel__pipeline": 1, **DUAL}, None,
      "engine.pipeline_schedule=dualpipev needs parallel.pipeline of 2 or more, not 1. Use 1f1b.", DUAL),
     ("dualpipev_fits", {"schedule__global_batch_samples": 6, **DUAL}, None,

@@ -28,8 +28,8 @@ def drawn(seed: int) -> Drawn:
     """A run of a few blocks on up to 64 processes.
 
     Of either schedule, with one microbatch too, of all kernels that a plan counts with, with and without a cut
-    sequence, dropout, recomputation of all blocks or of some. It is wide enough that tensors of one number per token,
-    which the plan leaves out, do not count.
+    sequence, dropout, weight gradients that wait, recomputation of all blocks or of some. It is wide enough that
+    tensors of one number per token, which the plan leaves out, do not count.
     """
     choose = random.Random(seed)
     schedule = choose.choice(list(PipelineSchedule))
@@ -67,6 +67,8 @@ def drawn(seed: int) -> Drawn:
     rank = choose.randrange(world_size)
     if config.engine.attention is AttentionBackend.FLASH and choose.random() < 0.5:
         config.engine.attention = AttentionBackend.TILED
+    if not dual and pipeline > 1 and choose.random() < 0.5:
+        config.engine.deferred_weight_gradients = choose.randrange(pipeline)
     return Drawn(config, world_size, rank)
 
 

@@ -143,8 +143,11 @@ def best_of_poro_34b() -> TrainConfig:
     best = load_config(
         [
             "experiment=poro_34b",
+            "parallel.pipeline=8",
+            "parallel.data=64",
             "parallel.sequence=true",
-            "engine.pipeline_schedule=dualpipev",
+            "parallel.stage_split=cost",
+            "engine.deferred_weight_gradients=7",
             "engine.recompute=selective",
         ]
     )
@@ -153,20 +156,23 @@ def best_of_poro_34b() -> TrainConfig:
     return fewest
 
 
-def test_the_best_layout_of_poro_34b_gains_a_third_and_each_change_some_of_it() -> None:
+def test_the_best_layout_of_poro_34b_gains_two_fifths_and_each_change_some_of_it() -> None:
     best = best_of_poro_34b()
-    assert best.engine.recompute_blocks == [4, 6, 7, 8]
+    assert best.engine.recompute_blocks == [2, 0, 0, 0, 0, 0, 0, 0]
     found = itemised(poro(), best, lumi_g(), **OPTIONS)
-    seconds = [forecast(poro(), lumi_g(), **OPTIONS).time.total]
+    own = forecast(poro(), lumi_g(), **OPTIONS).time.total
+    assert len(found) == 6
+    before = own
     for gain in found:
         assert gain.alone is not None
         assert gain.together is not None
-        assert gain.alone.found.time.total < seconds[0]
-        seconds.append(gain.together.found.time.total)
-    assert len(found) == 4
-    assert seconds == sorted(seconds, reverse=True)
-    assert seconds[-1] == forecast(best, lumi_g(), **OPTIONS).time.total
-    assert seconds[0] / seconds[-1] >= 1.3
+        # a longer pipeline waits longer, and pays once that is filled
+        is_longer = "parallel.pipeline" in gain.together.words
+        assert (gain.alone.found.time.total > own) is is_longer
+        assert (gain.together.found.time.total > before) is is_longer
+        before = gain.together.found.time.total
+    assert before == forecast(best, lumi_g(), **OPTIONS).time.total
+    assert own / before >= 1.4
 
 
 def test_a_search_ranks_the_best_layout_of_poro_34b_first(monkeypatch: pytest.MonkeyPatch) -> None:
