@@ -13,7 +13,7 @@ from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
 from megatron_poro.planning.forecast import Forecast, forecast
 from megatron_poro.planning.intervals import checkpoint_bytes, export_bytes, save_interval
 from megatron_poro.planning.layers import held_parameters, rank_layers, total_parameters
-from megatron_poro.planning.recomputing import least_recomputation, recompute_words
+from megatron_poro.planning.recomputing import least_recomputation, recompute_words, with_waiting
 from megatron_poro.schedule.plan import plan_run
 from megatron_poro.units import format_bytes, format_seconds
 
@@ -64,7 +64,7 @@ def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast, backen
         held = [*(getattr(parts, name) for name in names), parts.total]
         memory.append([str(rank), *(format_bytes(int(size)) for size in held)])
     yield from columns(memory)
-    yield from _recompute_rows(config, request.hardware, found, backend)
+    yield from _spent_rows(config, request.hardware, found, backend)
     yield ""
     yield "and what it sends in a step"
     sent = [["stage", "blocks", "parameters", *found.traffic[0]._fields, "in all"]]
@@ -76,21 +76,33 @@ def _rank_rows(config: TrainConfig, request: PlanConfig, found: Forecast, backen
     yield from columns(sent)
 
 
-def _recompute_rows(
+def _spent_rows(
     config: TrainConfig, hardware: HardwareConfig, found: Forecast, backend: AttentionBackend
 ) -> Iterator[str]:
-    """The least recomputation with which this layout fits, where it is not what the config has."""
+    """What the memory that is left buys: less recomputation, and weight gradients that wait too."""
     least = least_recomputation(config, hardware, world_size=found.world_size, backend=backend)
     if least is None:
         yield "no recomputation makes this layout fit; cut it finer, or take smaller microbatches"
         return
-    words = recompute_words(least)
-    if words == recompute_words(config):
+    if recompute_words(least) != recompute_words(config):
+        how = "fits without recomputation" if least.engine.recompute is Recompute.NONE else "just fits"
+        yield from _other_rows(how, recompute_words(least), least, hardware, found, backend)
+    waiting = with_waiting(config, config.parallel.pipeline - 1)
+    most = waiting.engine.deferred_weight_gradients
+    if most == config.engine.deferred_weight_gradients:
         return
-    planned = forecast(least, hardware, world_size=found.world_size, backend=backend)
+    least = least_recomputation(waiting, hardware, world_size=found.world_size, backend=backend)
+    if least is not None:
+        words = f"engine.deferred_weight_gradients={most} {recompute_words(least)}"
+        yield from _other_rows("fits with weight gradients that wait", words, least, hardware, found, backend)
+
+
+def _other_rows(
+    how: str, words: str, other: TrainConfig, hardware: HardwareConfig, found: Forecast, backend: AttentionBackend
+) -> Iterator[str]:
+    planned = forecast(other, hardware, world_size=found.world_size, backend=backend)
     most = format_bytes(int(max(part.total for part in planned.memory)))
     gain = f", {found.time.total / planned.time.total:.2f} times as fast" if found.fits else ""
-    how = "fits without recomputation" if least.engine.recompute is Recompute.NONE else "just fits"
     yield f"{how}, with {most}: {planned.time.total:.2f} s a step{gain}"
     yield f"  {words}"
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from megatron_poro.config.hardware import HardwareConfig
-from megatron_poro.config.run import AttentionBackend, PipelineSchedule, TrainConfig
+from megatron_poro.config.run import AttentionBackend, TrainConfig
 from megatron_poro.config.validate import validate
 from megatron_poro.errors import PoroError
 from megatron_poro.planning.forecast import Forecast, forecast
-from megatron_poro.planning.recomputing import fewest_blocks, with_recompute
+from megatron_poro.planning.recomputing import fewest_blocks, with_recompute, with_waiting
 
 Change = Callable[[TrainConfig], TrainConfig | None]
 """Makes another config of one; ``None`` where it cannot."""
@@ -118,18 +118,9 @@ def _setting(best: TrainConfig, keys: tuple[str, ...]) -> Change:
             section, _, name = key.partition(".")
             part = dataclasses.replace(getattr(config, section), **{name: _value(best, key)})
             config = dataclasses.replace(config, **{section: part})
-        return _with_as_many_waiting(config)
+        return with_waiting(config, config.engine.deferred_weight_gradients)
 
     return change
-
-
-def _with_as_many_waiting(config: TrainConfig) -> TrainConfig:
-    """No more weight gradients wait than another schedule or pipeline has use for."""
-    most, ranks = config.engine.deferred_weight_gradients, config.parallel.pipeline
-    if most is not None:
-        waits = config.engine.pipeline_schedule is PipelineSchedule.ONE_F_ONE_B and ranks > 1
-        most = min(most, ranks - 1) if waits else None
-    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, deferred_weight_gradients=most))
 
 
 def _differ(one: TrainConfig, other: TrainConfig, keys: tuple[str, ...]) -> bool:

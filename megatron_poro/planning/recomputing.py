@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from megatron_poro.config.hardware import HardwareConfig
-from megatron_poro.config.run import AttentionBackend, Recompute, TrainConfig
+from megatron_poro.config.run import AttentionBackend, PipelineSchedule, Recompute, TrainConfig
 from megatron_poro.planning.forecast import forecast
 from megatron_poro.planning.layers import rank_layers
 from megatron_poro.planning.memory import rank_memory
@@ -16,6 +16,15 @@ def with_recompute(config: TrainConfig, recompute: Recompute, counts: Sequence[i
     return dataclasses.replace(
         config, engine=dataclasses.replace(config.engine, recompute=recompute, recompute_blocks=blocks)
     )
+
+
+def with_waiting(config: TrainConfig, most: int | None) -> TrainConfig:
+    """The run with another ``engine.deferred_weight_gradients``: at most what schedule and pipeline have use for."""
+    ranks = config.parallel.pipeline
+    if config.engine.pipeline_schedule is not PipelineSchedule.ONE_F_ONE_B or ranks < 2:
+        most = None
+    waiting = None if most is None else min(most, ranks - 1)
+    return dataclasses.replace(config, engine=dataclasses.replace(config.engine, deferred_weight_gradients=waiting))
 
 
 def recompute_words(config: TrainConfig) -> str:

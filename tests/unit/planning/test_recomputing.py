@@ -124,6 +124,21 @@ def test_the_command_prints_it_as_one_types_it(capsys: pytest.CaptureFixture[str
     assert "just fits, with " not in text, "nothing is left to gain"
 
 
+def test_the_command_prints_what_weight_gradients_that_wait_would_gain(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "experiment=poro_34b", "hardware=lumi_g", "nodes=128"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "fits with weight gradients that wait, with 57.1 GB: 15.00 s a step, 1.40 times as fast" in text
+    (line,) = [line.strip() for line in text.splitlines() if line.startswith("  engine.deferred_weight_gradients=3 ")]
+    assert main([*words, *line.split()]) == 0
+    text = capsys.readouterr().out
+    assert "a step takes 15.00 s" in text
+    assert "weight gradients that wait" not in text, "as many wait as there is use for"
+    for other in (["engine.pipeline_schedule=dualpipev"], ["parallel.pipeline=1", "parallel.data=512"]):
+        assert main([*words, *other]) == 0
+        assert "weight gradients that wait" not in capsys.readouterr().out
+
+
 def test_the_gains_of_a_search_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["experiment=poro_34b", "parallel.data=4", "schedule.global_batch_samples=64"]
     assert main(["plan", *words, "hardware=lumi_g", "nodes=4", "--search", "--top", "3"]) == 0
