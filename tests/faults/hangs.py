@@ -67,7 +67,7 @@ PHASES = (
     Phase("start-up", build, "build_engine", call=1),
     Phase("data", BatchLoader, "load", call=FAULTY_CALL + 2),
     Phase("forward", BloomBlock, "forward", call=40),
-    Phase("backward", linear._LinearOfWholeInput, "backward", call=40),
+    Phase("backward", linear._Linear, "backward", call=40),
     Phase("optimizer step", ShardedAdamW, "update"),
     Phase("boundary", control.Control, "agree", call=FAULTY_CALL + 2),
     Phase("validation", PipelineEngine, "eval_step"),
