@@ -1,4 +1,8 @@
-"""DeepSpeed's pipeline engines, kept from wrapping an optimizer: they run schedules, and gradients are not theirs."""
+"""DeepSpeed's pipeline engines, kept from wrapping an optimizer: they run schedules, and gradients are not theirs.
+
+Not even to divide: by the accumulation steps newer releases divide the loss, 0.19.3 the gradient of the last stage's
+output, which rounds elsewhere and keeps a second one. Sums of a step are averaged in one place, and it is not here.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +10,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.pipe.engine import PipelineEngine as DeepSpeedPipelineEngine
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_poro.engine.stages import quiet
 
@@ -14,7 +18,7 @@ OptimizerOf = Callable[[], torch.optim.Optimizer]
 
 
 class OwnOptimizer:
-    """For a DeepSpeed engine: takes the optimizer as it is, for bf16 weights too.
+    """For a DeepSpeed engine: takes the optimizer as it is, for bf16 weights too, and gradients as they come.
 
     DeepSpeed's wrappers for bf16 keep each microbatch's gradients beside their sums, and reduce the sums whole.
     """
@@ -25,6 +29,9 @@ class OwnOptimizer:
     def _configure_optimizer(self, client_optimizer: OptimizerOf, model_parameters: Sequence[nn.Parameter]) -> None:
         # the module is on its device, and as everywhere, by now
         self.optimizer = self.basic_optimizer = client_optimizer()
+
+    def _backward_prologue_per_tensor(self, grad: Tensor | None) -> Tensor | None:
+        return grad
 
 
 class OneForwardOneBackward(OwnOptimizer, DeepSpeedPipelineEngine):  # type: ignore[misc]
@@ -43,7 +50,7 @@ def start_deepspeed(
         kind: the subclass.
     """
     with quiet():
-        return kind(
+        engine = kind(
             args=None,
             model=module,
             optimizer=optimizer,
@@ -51,3 +58,10 @@ def start_deepspeed(
             config=settings,
             config_class=DeepSpeedConfig(settings, module.mpu()),
         )
+    # its schedules have them by now; what asks from here on divides by them
+    engine.gradient_accumulation_steps = _one
+    return engine
+
+
+def _one() -> int:
+    return 1

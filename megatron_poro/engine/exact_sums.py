@@ -12,7 +12,6 @@ Takes 8 bytes per parameter beside the 4 of the sums, and an all-reduce of them 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +90,7 @@ class ExactSums:
     def add_losses(self, parts: LossParts, targets: Targets) -> Tensor:
         columns = (targets.sources, parts.sample_loss_sums, targets.loss_mask.sum(dim=-1))
         self._samples.append(torch.stack([column.double() for column in columns], dim=-1))  # [b, 3]
-        seeded: Tensor = _Seeded.apply(parts.loss_sum, self._seed)  # type: ignore[no-untyped-call]
-        return seeded
+        return parts.loss_sum * self._seed
 
     def reduce_gradients(self, gradients: Gradients) -> None:
         """Writes the mean gradient over the global batch into ``gradients``, whole and in the parameters' shapes.
@@ -165,21 +163,6 @@ class ExactSums:
         table = rows.new_zeros(group.size, *rows.shape)
         table[group.rank] = rows
         return all_reduce(table, group).flatten(0, 1)
-
-
-class _Seeded(torch.autograd.Function):
-    """The value itself forward; backward a fixed number, whatever comes in: DeepSpeed's division by the accumulation
-    steps would round differently for each number of them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, seed: float) -> Tensor:
-        ctx.seed = seed
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return torch.full_like(gradients[0], ctx.seed), None
 
 
 def _total(values: Sequence[float]) -> float:

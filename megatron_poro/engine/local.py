@@ -103,7 +103,6 @@ class LocalEngine:
         self._sums: StepSums = self._exact or PlainSums(
             self.groups,
             has_loss=True,
-            averaged_over=1,
             counts_in_norm=_always,
             num_sources=num_sources,
             device=device,

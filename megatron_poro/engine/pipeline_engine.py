@@ -6,9 +6,9 @@ replicas and whoever else holds a term (:mod:`~megatron_poro.engine.gradient_sum
 replicas (ZeRO-1, :class:`~megatron_poro.engine.sharded_adamw.ShardedAdamW`), the gradient norm, clipping, and the
 decision whether a step is taken.
 
-DeepSpeed divides by the microbatches before a backward pass. Each microbatch's loss is scaled by microbatches / (loss
-tokens of the step over all replicas), so that the sum over microbatches and replicas is the token mean. In a
-reproducible run the gradients are added up and averaged by :class:`~megatron_poro.engine.exact_sums.ExactSums` instead.
+Each microbatch's loss is divided by the loss tokens of the step over all replicas, so that the sum over microbatches
+and replicas is the token mean. In a reproducible run the gradients are added up and averaged by
+:class:`~megatron_poro.engine.exact_sums.ExactSums` instead.
 """
 
 import contextlib
@@ -259,9 +259,7 @@ class PipelineEngine:
         return started
 
     def _loss(self, logits: Tensor, labels: Any) -> Tensor:
-        """Loss of one microbatch as DeepSpeed wants it: its mean over microbatches, summed over replicas, is the token
-        mean.
-        """
+        """Loss of one microbatch: its sum over microbatches and replicas is the token mean."""
         targets = Targets(*labels)
         return self._sums.add_losses(self._objective.loss(logits, targets), targets)
 
@@ -274,7 +272,6 @@ class PipelineEngine:
             plain = PlainSums(
                 groups,
                 has_loss=self.is_loss_stage,
-                averaged_over=microbatches,
                 counts_in_norm=holders.counts_in_norm,
                 num_sources=num_sources,
                 device=self._device,

@@ -70,8 +70,6 @@ class PlainSums:
     Args:
         groups: the process grid.
         has_loss: whether this process computes the loss.
-        averaged_over: each microbatch's gradient is divided by this number before it is added up: DeepSpeed's
-            accumulation steps.
         counts_in_norm: whether this process adds a parameter to the gradient norm.
         num_sources: sources of the mixture.
         device: where losses are computed.
@@ -82,12 +80,11 @@ class PlainSums:
         groups: ParallelGroups,
         *,
         has_loss: bool,
-        averaged_over: int,
         counts_in_norm: Callable[[nn.Parameter], bool],
         num_sources: int,
         device: torch.device,
     ) -> None:
-        self._groups, self._has_loss, self._averaged_over = groups, has_loss, averaged_over
+        self._groups, self._has_loss = groups, has_loss
         self._counts_in_norm, self._device = counts_in_norm, device
         self._sources = torch.zeros(2, num_sources, device=device)  # losses, weights
         self._loss_scale = torch.ones((), device=device)
@@ -96,7 +93,7 @@ class PlainSums:
         self._sources.zero_()
         if self._has_loss:
             total = all_reduce(torch.stack(list(weights)).to(self._device).sum(), self._groups.data)
-            self._loss_scale = self._averaged_over / total
+            self._loss_scale = 1.0 / total
 
     def start_evaluation(self) -> None:
         self._sources.zero_()

@@ -8,7 +8,7 @@ import torch
 
 from megatron_poro.config.run import AttentionBackend, EngineKind, OptimizerConfig, Precision
 from megatron_poro.engine.engine import StepResult
-from megatron_poro.engine.exact_sums import _power_of_two_below, _Seeded, _total
+from megatron_poro.engine.exact_sums import _power_of_two_below, _total
 from megatron_poro.engine.local import LocalEngine
 from megatron_poro.engine.optimizer import adamw, moments, prepare_state, set_learning_rate
 from megatron_poro.errors import ConfigError
@@ -104,13 +104,6 @@ def test_a_tied_weight_whose_two_uses_are_added_up_by_autograd_is_noticed(monkey
     monkeypatch.setattr(vocab, "tied_use", lambda parameter: parameter)
     with pytest.raises(AssertionError, match="took it through tied_use"):
         step(local())
-
-
-def test_the_gradient_that_enters_a_graph_is_the_seed_whatever_comes_in() -> None:
-    value = torch.tensor(3.0, requires_grad=True)
-    (_Seeded.apply(value, 0.25) / 3.0).backward()
-    assert value.grad is not None
-    assert value.grad.item() == 0.25
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0, 4096.0, 4097.0, 1e-3, 4e6])
