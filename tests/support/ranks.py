@@ -27,9 +27,28 @@ class RankFailure(AssertionError):
 def run_ranks(function: Callable[..., Any], *arguments: Any, world: int, timeout_seconds: float = 120.0) -> list[Any]:
     """Calls ``function(*arguments)`` in ``world`` processes of one gloo group; returns their results in rank order.
 
-    Results travel by pickle. An exception on any rank is raised here with the tracebacks of all that failed.
+    Results travel by pickle. An exception on any rank is raised here with the tracebacks of all that failed. Ranks that
+    gloo could not connect with each other, which happens once in a thousand groups, have done nothing: they try again.
     """
     assert torch.get_num_threads() == 1, "fork needs a parent with one torch thread"
+    for _ in range(_MEETINGS):
+        outcomes = _outcomes(function, arguments, world, timeout_seconds)
+        failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(outcomes) if not ok]
+        if not any(_NOT_MET in text for text in failures):
+            break
+    if failures:
+        raise RankFailure("\n".join(failures))
+    return [value for _, value in outcomes]
+
+
+_MEETINGS = 3
+_NOT_MET = "Gloo connectFullMesh failed"
+
+
+def _outcomes(
+    function: Callable[..., Any], arguments: tuple[Any, ...], world: int, timeout_seconds: float
+) -> list[tuple[bool, Any]]:
+    """Of each rank whether it returned, and what, or its traceback."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         gc.freeze()  # a collection in a child would copy every page of what it inherited
@@ -40,11 +59,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, world: int, timeout
                 _run_child(function, arguments, rank, world, port, Path(folder), timeout_seconds)
             children[child] = rank
         _wait_for(children)
-        outcomes = [_outcome(Path(folder) / str(rank)) for rank in range(world)]
-    failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(outcomes) if not ok]
-    if failures:
-        raise RankFailure("\n".join(failures))
-    return [value for _, value in outcomes]
+        return [_outcome(Path(folder) / str(rank)) for rank in range(world)]
 
 
 def _run_child(
