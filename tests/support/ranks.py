@@ -28,7 +28,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, world: int, timeout
     """Calls ``function(*arguments)`` in ``world`` processes of one gloo group; returns their results in rank order.
 
     Results travel by pickle. An exception on any rank is raised here with the tracebacks of all that failed. Ranks that
-    gloo could not connect with each other, which happens once in a thousand groups, have done nothing: they try again.
+    gloo could not connect with each other, which is rare, have done nothing: they try again.
     """
     assert torch.get_num_threads() == 1, "fork needs a parent with one torch thread"
     for _ in range(_MEETINGS):
